@@ -1,0 +1,93 @@
+"""The errors that sessionmgr raises, in one tree.
+
+::
+
+    sqlalchemy.exc.SQLAlchemyError
+      SessionManagerError
+        DatabaseURLError       (ArgumentError)         a URL that cannot be read
+        EngineOptionsError     (ArgumentError)         an unknown or conflicting option
+        NoSuchBindError        (InvalidRequestError, KeyError)
+        ManagerClosedError     (InvalidRequestError)   the manager was closed
+        ManagerPickleError     (PicklingError)         a part of it cannot be pickled
+        ForkedSQLiteError      (InvalidRequestError)   a file that the parent holds open
+        SchemaLockError                                the schema lock was not to be had
+        ResultStoreError                               a result store cannot do what it was asked
+          ResultArgumentError  (ArgumentError)         an argument that cannot be
+          ResultTooLongError   (ValueError)            more bytes than the column holds
+          ResultTimeoutError   (TimeoutError)          waited for in vain
+
+Errors of the database drivers are not wrapped: they reach the caller as SQLAlchemy raises them.
+Every error pickles, so that it can travel from a worker to its parent.
+"""
+
+from __future__ import annotations
+
+from pickle import PicklingError
+
+from sqlalchemy.exc import ArgumentError, InvalidRequestError, SQLAlchemyError
+
+__all__ = (
+    "DatabaseURLError",
+    "EngineOptionsError",
+    "ForkedSQLiteError",
+    "ManagerClosedError",
+    "ManagerPickleError",
+    "NoSuchBindError",
+    "ResultArgumentError",
+    "ResultStoreError",
+    "ResultTimeoutError",
+    "ResultTooLongError",
+    "SchemaLockError",
+    "SessionManagerError",
+)
+
+
+class SessionManagerError(SQLAlchemyError):
+    """Base of every error that sessionmgr itself raises."""
+
+
+class DatabaseURLError(SessionManagerError, ArgumentError):
+    """A database URL cannot be read, or is none."""
+
+
+class EngineOptionsError(SessionManagerError, ArgumentError):
+    """An option of engines or sessions is unknown, or contradicts another one."""
+
+
+class NoSuchBindError(SessionManagerError, InvalidRequestError, KeyError):
+    """A bind key has no entry in ``binds``."""
+
+    # KeyError shows the repr of its argument; this text is a sentence.
+    __str__ = SQLAlchemyError.__str__
+
+
+class ManagerClosedError(SessionManagerError, InvalidRequestError):
+    """The manager was closed; ``close()`` is final."""
+
+
+class ManagerPickleError(SessionManagerError, PicklingError):
+    """A part of the manager's configuration cannot be pickled."""
+
+
+class ForkedSQLiteError(SessionManagerError, InvalidRequestError):
+    """A SQLite file was in use by the parent process when this one was forked."""
+
+
+class SchemaLockError(SessionManagerError):
+    """The lock under which tables are created was not granted in time."""
+
+
+class ResultStoreError(SessionManagerError):
+    """A result store cannot do what it was asked for."""
+
+
+class ResultArgumentError(ResultStoreError, ArgumentError):
+    """An argument of a result store is of the wrong kind, or names what is not there."""
+
+
+class ResultTooLongError(ResultStoreError, ValueError):
+    """A value is longer than its column in the database holds."""
+
+
+class ResultTimeoutError(ResultStoreError, TimeoutError):
+    """Tasks did not end in the time that was given to wait for them."""
