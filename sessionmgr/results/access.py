@@ -1,0 +1,211 @@
+"""A store's way to its database: connections, tables seen to once, calls that are repeated."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from inspect import signature
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from sessionmgr import forking
+from sessionmgr.errors import ResultArgumentError
+from sessionmgr.manager import SessionManager
+from sessionmgr.monitor import open_connection
+from sessionmgr.options import Layer, check_count, check_options
+from sessionmgr.sqlite import is_memory
+from sessionmgr.transactions import transient_retries
+from sessionmgr.transient import is_transient
+from sessionmgr.urls import hide_secrets, parse_url
+
+from .preparation import prepare
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from sqlalchemy import URL, Connection, Engine
+
+    from sessionmgr.config import EngineCallback
+
+    from .statements import Statements
+    from .tables import ResultTables
+
+__all__ = ("ResultAccess",)
+
+Answer = TypeVar("Answer")
+
+#: Each statement is a transaction of its own: there is nothing to roll back when a connection is
+#: done with, or comes back to the pool, and MySQL's drivers would send a ROLLBACK each time.
+AUTOCOMMIT: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "pool_reset_on_return": None}
+if "skip_autocommit_rollback" in signature(DefaultDialect).parameters:  # since 2.0.43
+    AUTOCOMMIT["skip_autocommit_rollback"] = True
+
+#: READ COMMITTED, whatever the server's default: it locks least. SQLite's transactions here all
+#: write, hence take the lock at once.
+_BEGIN = {
+    "postgresql": ("BEGIN ISOLATION LEVEL READ COMMITTED",),
+    "mysql": ("SET TRANSACTION ISOLATION LEVEL READ COMMITTED", "BEGIN"),
+    "mariadb": ("SET TRANSACTION ISOLATION LEVEL READ COMMITTED", "BEGIN"),
+    "sqlite": ("BEGIN IMMEDIATE",),
+}
+
+
+class ResultAccess:
+    """What a :class:`ResultStore` has below its calls. The parameters are the store's."""
+
+    def __init__(
+        self,
+        dburi: str | URL,
+        tables: ResultTables,
+        *,
+        manager: SessionManager | None,
+        engine_options: Mapping[str, Any] | None,
+        engine_callback: EngineCallback | Iterable[EngineCallback] | None,
+        create_tables: bool | Literal["missing"],
+        short_lived_sessions: bool,
+        extended: bool,
+        notify: bool,
+        attempts: int,
+    ) -> None:
+        """Configure the access. Nothing is connected yet."""
+        if manager is not None and not isinstance(manager, SessionManager):
+            raise ResultArgumentError(f"manager is a SessionManager, not {hide_secrets(manager)}")
+        if manager is not None and engine_callback is not None:
+            raise ResultArgumentError("engine_callback belongs to the manager: give it to that")
+        check_count("attempts", attempts)
+        #: The tables, as this store describes them.
+        self.tables = tables
+        self.extended = extended
+        self.create_tables = create_tables
+        self.short_lived_sessions = short_lived_sessions
+        self.notify = notify
+        self._attempts = attempts
+        self._owns_manager = manager is None
+        given = Layer("the store's engine_options", engine_options or {})
+        self._engine_options = dict(check_options(given).options)
+        options = {**AUTOCOMMIT, **self._engine_options}
+        self._commits_itself = manager is None and options["isolation_level"] == "AUTOCOMMIT"
+        self._call_options = {} if manager is None else self._engine_options
+        #: The database, as it was named.
+        self.dburi = parse_url(dburi) if manager is None else dburi
+        #: Where the connections are from.
+        self.manager = manager or SessionManager(
+            engine_callback, metadata=tables.metadata, pooling="always", engine_options=options
+        )
+        self._key = self.manager._key(self.dburi)
+        # guards that the tables are looked at once
+        self._lock = forking.ProcessLock()
+        self._statements: Statements | None = None
+
+    def describe(self) -> str:
+        """Name the database, without secrets."""
+        return self._key.describe()
+
+    def prepare(self) -> None:
+        """See to the tables now, rather than at the first call."""
+        self._prepared()
+
+    def invalidate(self) -> None:
+        """Drop the connections and look at the tables again at the next call."""
+        self._statements = None
+        self.manager.invalidate(self.dburi)
+
+    def _call(
+        self,
+        work: Callable[[Statements, Connection], Answer],
+        *,
+        transaction: bool = False,
+        attempts: int | None = None,
+    ) -> Answer:
+        """Do work, and again after a passing error.
+
+        :param transaction: do it in one transaction; else each statement is one.
+        :param attempts: how often to try; default: as the store was told.
+        """
+        attempts = attempts or self._attempts
+
+        def attempt() -> Answer:
+            statements = self._prepared()
+            with self._connect(transaction=transaction) as connection:
+                return work(statements, connection)
+
+        try:
+            return attempt()
+        except DBAPIError as error:
+            if attempts == 1 or not is_transient(error):
+                raise
+        return transient_retries(attempts - 1)(attempt)  # the first of them at once
+
+    @contextmanager
+    def _connect(self, *, transaction: bool = False) -> Iterator[Connection]:
+        engine = self._engine()
+        if not self._commits_itself:
+            # Somebody else's manager. Autocommit would have to be set at each checkout, and the
+            # error of a dead connection, which is found so, would reach nobody who knows it.
+            with engine.begin() as connection:
+                self._mark_leaving(connection)
+                yield connection
+            return
+        with engine.connect() as connection:
+            self._mark_leaving(connection)
+            with (_transaction if transaction else _whole)(connection):
+                yield connection
+
+    def _mark_leaving(self, connection: Connection) -> None:
+        """Have a short-lived connection closed at its checkin."""
+        if self.short_lived_sessions:
+            opened = open_connection(connection.connection)
+            if opened is not None and not is_memory(connection.engine.url):
+                opened.leaves = True
+
+    def _engine(self) -> Engine:
+        return self.manager.get_engine(self._key, **self._call_options)
+
+    def _prepared(self) -> Statements:
+        if self._statements is not None:
+            return self._statements
+        with self._lock():
+            if self._statements is None:
+                statements = prepare(self, self._engine())
+                if not statements.layout.task.columns:
+                    return statements  # as described; what others make may lack a column
+                self._statements = statements
+            return self._statements
+
+
+@contextmanager
+def _whole(connection: Connection) -> Iterator[None]:
+    """Give up a connection in the midst of whose statement something else was raised.
+
+    A time limit, say: the statement's answer is still to come, and the next one would get it.
+    """
+    try:
+        yield
+    except SQLAlchemyError:
+        raise
+    except BaseException:
+        connection.invalidate()
+        raise
+
+
+@contextmanager
+def _transaction(connection: Connection) -> Iterator[None]:
+    """Make a transaction on a connection in autocommit, which stays in that."""
+    for statement in _BEGIN.get(connection.dialect.name, ("BEGIN",)):
+        connection.exec_driver_sql(statement)
+    try:
+        yield
+    except BaseException:
+        _roll_back(connection)
+        raise
+    connection.exec_driver_sql("COMMIT")
+
+
+def _roll_back(connection: Connection) -> None:
+    if connection.invalidated:
+        return
+    try:
+        connection.exec_driver_sql("ROLLBACK")
+    except Exception:  # noqa: BLE001 - whatever it is, the connection is not to be used again
+        connection.invalidate()

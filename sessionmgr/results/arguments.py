@@ -1,0 +1,108 @@
+"""Checks what a store is given, and puts it into the form in which the tables have it."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from sessionmgr.errors import ResultArgumentError
+from sessionmgr.urls import hide_secrets, list_names
+
+from .records import EXTENDED, READY_STATES, utc_now
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = ("check_bytes", "check_id", "check_ids", "check_values")
+
+_BYTES = ("result", "children", "args", "kwargs", "stamps")
+
+
+def check_id(given: Any, name: str = "task_id") -> str:
+    """Give an id, if it is one.
+
+    MySQL would take the number 5 for every id that begins with a 5. PostgreSQL keeps no NUL.
+
+    :raises ResultArgumentError: when it is no text, empty, or has a NUL character in it.
+    """
+    if isinstance(given, str) and given and "\0" not in given:
+        return given
+    raise ResultArgumentError(
+        f"{name} is a text that is not empty, without NUL characters, not {hide_secrets(given)}"
+    )
+
+
+def check_ids(given: Iterable[str]) -> list[str]:
+    """List ids, if they are some.
+
+    :raises ResultArgumentError: when one is none, or they are one text.
+    """
+    try:
+        ids = None if isinstance(given, (str, bytes)) else list(given)
+    except TypeError:
+        ids = None
+    if ids is None:
+        raise ResultArgumentError(
+            f"task_ids is a list of ids, or another iterable, not {hide_secrets(given)}; of one"
+            " id make a list"
+        )
+    return [check_id(each) for each in ids]
+
+
+def check_bytes(name: str, task_id: str, given: Any) -> None:
+    """Raise when a value that the caller is to encode is not bytes.
+
+    :raises ResultArgumentError: when it is not.
+    """
+    if given is not None and not isinstance(given, bytes):
+        raise ResultArgumentError(
+            f"{name} of task {task_id!r} is bytes, not {type(given).__name__}: encode it first"
+        )
+
+
+def check_values(fields: Mapping[str, Any], further: Mapping[str, Any], *, extended: bool) -> Any:
+    """Give the values of a row.
+
+    :param fields: those of the fields that every store has.
+    :param further: those of further fields.
+    :param extended: whether the store has these.
+    :raises ResultArgumentError: when a value is of a wrong kind.
+    """
+    unknown = further.keys() - EXTENDED
+    if unknown:
+        raise ResultArgumentError(
+            f"a TaskResult has no field {list_names(unknown)}; name {list_names(EXTENDED)}"
+        )
+    if further and not extended:
+        raise ResultArgumentError(
+            f"{list_names(further)}: this store is not extended; make it with extended=True"
+        )
+    values = {**fields, **further}
+    task_id = check_id(values["task_id"])
+    check_id(values["status"], "status")
+    for name in _BYTES:
+        check_bytes(name, task_id, values.get(name))
+    values["traceback"] = _text(task_id, values["traceback"])
+    values["date_done"] = _date(task_id, values["date_done"], values["status"])
+    return values
+
+
+def _text(task_id: str, traceback: Any) -> str | None:
+    """Give a traceback without what a database refuses: file names and messages may have it."""
+    if traceback is None:
+        return None
+    if not isinstance(traceback, str):
+        raise ResultArgumentError(
+            f"traceback of task {task_id!r} is a text, not {type(traceback).__name__}"
+        )
+    return traceback.replace("\0", "\\x00").encode(errors="backslashreplace").decode()
+
+
+def _date(task_id: str, done: Any, status: str) -> datetime | None:
+    if done is None:
+        return utc_now() if status in READY_STATES else None
+    if not isinstance(done, datetime):
+        raise ResultArgumentError(
+            f"date_done of task {task_id!r} is a datetime, not {type(done).__name__}"
+        )
+    return done if done.tzinfo is None else done.astimezone(timezone.utc).replace(tzinfo=None)

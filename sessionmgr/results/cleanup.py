@@ -1,0 +1,224 @@
+"""Deletes what has expired: in short batches, one runner at a time, in nobody's way."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import delete, func, inspect, select, tuple_
+
+from sessionmgr.errors import EngineOptionsError, ResultArgumentError
+from sessionmgr.options import check_count
+from sessionmgr.serverlock import server_lock
+from sessionmgr.urls import hide_secrets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sqlalchemy import Connection, Select, Table
+
+    from .store import ResultStore
+    from .tables import ResultTables
+
+__all__ = ("ExpiringTable", "cleanup", "delete_expired", "expiring_tables", "naive_utc")
+
+log = logging.getLogger("sessionmgr")
+
+#: How many rows of a table without an index on date_done are looked at for each that a batch
+#: may delete. It bounds a batch where hardly anything has expired, for SQLite's writers wait.
+_WINDOW = 10
+
+#: How many keys one statement names, as the drivers that allow least take them.
+_KEYS = 500
+
+#: Seconds between two batches on SQLite, at most; they are as long as the batch took. Writers
+#: that wait for its lock look again up to every 0.1 s, and would hardly ever find it free.
+_LONGEST_PAUSE = 0.1
+
+
+@dataclass(frozen=True)
+class ExpiringTable:
+    """A table whose rows expire.
+
+    :param table: the table.
+    :param indexed: whether there is an index that begins with ``date_done``. Tables made by
+        Celery before 5.7 have none.
+    """
+
+    table: Table
+    indexed: bool
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What a batch did.
+
+    :param deleted: how many rows are gone.
+    :param position: where the next batch begins.
+    :param more: whether there is a next one.
+    """
+
+    deleted: int
+    position: Any
+    more: bool
+
+
+def cleanup(
+    store: ResultStore,
+    before: datetime,
+    batch_size: int = 1000,
+    progress: Callable[[int], None] | None = None,
+) -> int:
+    """Delete what ended before a time; see :meth:`ResultStore.cleanup`."""
+    deleted = delete_expired(store, before, batch_size, progress)
+    if deleted is None:
+        log.info(
+            "database %s: another cleanup of results is running, and this one leaves it to that",
+            store.describe(),
+        )
+    return deleted or 0
+
+
+def delete_expired(
+    store: ResultStore,
+    before: datetime,
+    batch_size: int = 1000,
+    progress: Callable[[int], None] | None = None,
+) -> int | None:
+    """Delete what ended before a time, unless another runner is at it.
+
+    :param store: whose tables to go through.
+    :param before: the time; without a time zone it is UTC.
+    :param batch_size: rows in a transaction, at most.
+    :param progress: is told after each batch how many rows are gone by now.
+    :return: how many rows are gone; ``None`` when another runner is at it.
+    :raises ResultArgumentError: when an argument cannot be.
+    """
+    end = naive_utc(before)
+    try:
+        check_count("batch_size", batch_size)
+    except EngineOptionsError as error:
+        raise ResultArgumentError(str(error)) from None
+    tables = store._call(lambda _, connection: expiring_tables(connection, store.tables))
+    deleted, wait = 0, False
+    for each in tables:
+        batch: _Batch | None = _Batch(0, None, more=True)
+        while batch is not None and batch.more:
+            batch = _run_batch(store, each, end, batch_size, batch.position, wait=wait)
+            if batch is None:
+                return None
+            wait = True
+            deleted += batch.deleted
+            if progress is not None:
+                progress(deleted)
+    return deleted
+
+
+def naive_utc(before: datetime) -> datetime:
+    """Give a time as the rows have it.
+
+    :raises ResultArgumentError: when it is none.
+    """
+    if not isinstance(before, datetime):
+        raise ResultArgumentError(f"before is a datetime, not {hide_secrets(before)}")
+    return before if before.tzinfo is None else before.astimezone(timezone.utc).replace(tzinfo=None)
+
+
+def expiring_tables(connection: Connection, tables: ResultTables) -> list[ExpiringTable]:
+    """List those of a store's tables that are there, as they are now."""
+    inspector = inspect(connection)
+    return [
+        ExpiringTable(
+            table,
+            any(
+                index["column_names"][:1] == ["date_done"]
+                for index in inspector.get_indexes(table.name, schema=table.schema)
+            ),
+        )
+        for table in (tables.task, tables.group, tables.chord, tables.part)
+        if inspector.has_table(table.name, schema=table.schema)
+    ]
+
+
+def _run_batch(
+    store: ResultStore,
+    each: ExpiringTable,
+    end: datetime,
+    size: int,
+    position: Any,
+    *,
+    wait: bool,
+) -> _Batch | None:
+    """Delete a batch in a transaction of its own, under the database's lock.
+
+    :param wait: whether to wait for another holder of the lock.
+    :return: ``None`` when another has the lock.
+    """
+    choose = _by_date if each.indexed or len(each.table.primary_key) > 1 else _by_key
+
+    def work(_: object, connection: Connection) -> tuple[_Batch | None, float | None]:
+        with server_lock(connection, "cleanup", store.describe(), wait=wait) as held:
+            locked = monotonic() if connection.dialect.name == "sqlite" else None
+            return choose(connection, each.table, end, size, position) if held else None, locked
+
+    batch, locked = store._call(work, transaction=True)
+    if locked is not None:
+        sleep(min(monotonic() - locked, _LONGEST_PAUSE))
+    return batch
+
+
+def _by_date(
+    connection: Connection, table: Table, end: datetime, size: int, position: Any
+) -> _Batch:
+    """Delete the rows that ended first.
+
+    Beginning at the time of the last batch spares PostgreSQL and MySQL the index entries of
+    deleted rows, which stay until no transaction can see them.
+    """
+    done = table.c.date_done
+    query = select(*table.primary_key, done).where(done < end).order_by(done).limit(size)
+    rows = connection.execute(query if position is None else query.where(done >= position)).all()
+    deleted = _delete(connection, table, end, [tuple(row[:-1]) for row in rows])
+    newest = rows[-1].date_done if rows else None
+    # neither rows deleted nor a step forward: a trigger, say, keeps them
+    return _Batch(deleted, newest, more=len(rows) == size and (deleted > 0 or newest != position))
+
+
+def _by_key(
+    connection: Connection, table: Table, end: datetime, size: int, position: Any
+) -> _Batch:
+    """Delete along the primary key: all batches together read the table once."""
+    [key] = table.primary_key
+
+    def after(query: Select[Any]) -> Select[Any]:
+        return query if position is None else query.where(key > position)
+
+    window = after(select(key).order_by(key).limit(_WINDOW * size)).subquery()
+    last = connection.scalar(select(func.max(window.c[key.name])))
+    if last is None:
+        return _Batch(0, None, more=False)
+    query = select(key).where(table.c.date_done < end, key <= last).order_by(key).limit(size)
+    keys = [tuple(row) for row in connection.execute(after(query))]
+    position = keys[-1][0] if len(keys) == size else last
+    return _Batch(_delete(connection, table, end, keys), position, more=True)
+
+
+def _delete(
+    connection: Connection, table: Table, end: datetime, keys: Sequence[tuple[Any, ...]]
+) -> int:
+    """Delete rows by their keys, but for those that were stored anew since."""
+    columns = list(table.primary_key)
+    deleted = 0
+    for start in range(0, len(keys), _KEYS):
+        some = keys[start : start + _KEYS]
+        # also where the key has several columns: MariaDB uses no index for a list of tuples
+        statement = delete(table).where(
+            columns[0].in_(list(dict.fromkeys(key[0] for key in some))), table.c.date_done < end
+        )
+        if len(columns) > 1:
+            statement = statement.where(tuple_(*columns).in_(some))
+        deleted += connection.execute(statement).rowcount
+    return deleted

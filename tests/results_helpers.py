@@ -1,0 +1,171 @@
+"""Databases for the tests of result stores, and the tables that versions of Celery made there."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    Column,
+    DateTime,
+    Identity,
+    Integer,
+    LargeBinary,
+    MetaData,
+    NullPool,
+    Sequence,
+    String,
+    Table,
+    Text,
+    create_engine,
+    event,
+    text,
+)
+
+from tests.servers import DRIVERS
+from tests.tcp_proxy import TCPProxy
+
+if TYPE_CHECKING:
+    import selectors
+    import socket
+    from collections.abc import Iterator, Mapping
+
+    from sqlalchemy import URL, Engine
+
+    from sessionmgr import ResultStore
+
+__all__ = (
+    "EXTENDED_COLUMNS",
+    "NEW_COLUMNS",
+    "RESULT_DRIVERS",
+    "CountingProxy",
+    "celery_tables",
+    "columns_of",
+    "counted_statements",
+    "make_celery_tables",
+    "plain_engine",
+    "rows_of",
+)
+
+RESULT_DRIVERS = (*DRIVERS, "sqlite")
+"""The drivers of the servers, and SQLite's."""
+
+EXTENDED_COLUMNS = ("name", "args", "kwargs", "worker", "retries", "queue")
+"""What Celery's tables have where ``result_extended`` was on, in every version from 4.4."""
+
+NEW_COLUMNS = ("children", "stamps")
+"""What Celery 5.7 added; the last of them where ``result_extended`` is on."""
+
+
+class CountingProxy(TCPProxy):
+    """A proxy that counts round trips: how often the client spoke after the server had.
+
+    Only for one connection at a time.
+    """
+
+    trips = 0
+    _client: socket.socket | None = None
+    _client_spoke = False
+
+    def _forward(self, client: socket.socket, server: socket.socket) -> None:
+        self._client = client
+        super()._forward(client, server)
+
+    def _pass_on(self, selector: selectors.BaseSelector) -> bool:
+        for key, _ in selector.select():
+            speaks = key.fileobj is self._client
+            self.trips += speaks and not self._client_spoke
+            self._client_spoke = speaks
+        return super()._pass_on(selector)
+
+
+@contextmanager
+def plain_engine(url: URL | str) -> Iterator[Engine]:
+    """Give an engine of plain SQLAlchemy that leaves nothing open."""
+    engine = create_engine(url, poolclass=NullPool)
+    yield engine
+    engine.dispose()
+
+
+def rows_of(url: URL | str, statement: str, **values: object) -> list[tuple[Any, ...]]:
+    """Run a statement in a transaction of its own and return its rows, if any."""
+    with plain_engine(url) as engine, engine.begin() as connection:
+        result = connection.execute(text(statement), values)
+        return [tuple(row) for row in result] if result.returns_rows else []
+
+
+def columns_of(url: URL | str, table: str = "celery_taskmeta") -> set[str]:
+    """Return the names of the columns that a table has."""
+    with plain_engine(url) as engine, engine.connect() as connection:
+        return set(connection.execute(text(f"SELECT * FROM {table} WHERE 1 = 0")).keys())
+
+
+@contextmanager
+def counted_statements(store: ResultStore) -> Iterator[list[str]]:
+    """Give a list that grows by each statement of a store's engine."""
+    engine = store.manager.get_engine(store.dburi)
+    statements: list[str] = []
+
+    def note(*args: Any) -> None:
+        statements.append(args[2])
+
+    event.listen(engine, "before_cursor_execute", note)
+    yield statements
+    event.remove(engine, "before_cursor_execute", note)
+
+
+def celery_tables(version: str, *, ids: str = "sequence", extended: bool = False) -> MetaData:
+    """Describe the tables of a version of Celery.
+
+    :param version: ``"4.4"``, ``"5.2"``, ``"5.6"`` or ``"5.7"``. Only the last made other ones.
+    :param ids: where ids come from: ``"sequence"``, as SQLAlchemy makes it of Celery's models
+        on PostgreSQL and MariaDB; ``"auto"`` for SERIAL and AUTO_INCREMENT, as MySQL has it and
+        MariaDB had it until SQLAlchemy 1.4; or ``"identity"``.
+    :param extended: whether ``result_extended`` was on.
+    """
+    metadata, newest = MetaData(), version == "5.7"
+    task = [
+        Column("task_id", String(155), unique=True),
+        Column("status", String(50)),
+        Column("result", LargeBinary),
+        Column("date_done", DateTime, index=newest),
+        Column("traceback", Text),
+    ]
+    if newest:
+        task.append(Column("children", LargeBinary))
+    if extended:
+        kinds: Mapping[str, Any] = {
+            "args": LargeBinary,
+            "kwargs": LargeBinary,
+            "retries": Integer,
+            "stamps": LargeBinary,
+        }
+        names = (*EXTENDED_COLUMNS, "stamps") if newest else EXTENDED_COLUMNS
+        task += [Column(name, kinds.get(name, String(155))) for name in names]
+    group = [
+        Column("taskset_id", String(155), unique=True),
+        Column("result", LargeBinary),
+        Column("date_done", DateTime, index=newest),
+    ]
+    for table, sequence, columns in (
+        ("celery_taskmeta", "task_id_sequence", task),
+        ("celery_tasksetmeta", "taskset_id_sequence", group),
+    ):
+        Table(table, metadata, _id(ids, sequence), *columns, sqlite_autoincrement=True)
+    return metadata
+
+
+def _id(ids: str, sequence: str) -> Column[Any]:
+    source: dict[str, Any] = {"sequence": Sequence(sequence), "identity": Identity()}
+    extra = [source[ids]] if ids in source else []
+    return Column("id", Integer, *extra, primary_key=True, autoincrement=True)
+
+
+def make_celery_tables(
+    url: URL | str, version: str, *, ids: str = "sequence", extended: bool = False
+) -> MetaData:
+    """Create the tables of a version of Celery; the parameters are those of celery_tables."""
+    metadata = celery_tables(version, ids=ids, extended=extended)
+    with plain_engine(url) as engine:
+        metadata.create_all(engine)
+    return metadata

@@ -1,0 +1,206 @@
+"""What a ResultStore is given by mistake: an error says what, and what to do instead."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sessionmgr import (
+    DatabaseURLError,
+    EngineOptionsError,
+    NoSuchBindError,
+    ResultArgumentError,
+    ResultStore,
+    ResultTooLongError,
+    SessionManager,
+    TaskResult,
+)
+from tests.results_helpers import RESULT_DRIVERS
+from tests.schema_helpers import database_url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.servers import Database
+
+PASSWORD = "s3cr3t-w0rd"
+URL = f"postgresql+psycopg://app:{PASSWORD}@nowhere.invalid/results"
+
+
+@pytest.fixture(params=RESULT_DRIVERS)
+def store(
+    request: pytest.FixtureRequest, make_database: Callable[..., Database], tmp_path: Path
+) -> Iterator[ResultStore]:
+    """Open a store on an empty database, once with each driver."""
+    with ResultStore(database_url(request.param, make_database, tmp_path)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Iterator[ResultStore]:
+    """Open a store in a SQLite file."""
+    with ResultStore(f"sqlite:///{tmp_path / 'local.db'}") as opened:
+        yield opened
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"manager": URL}, ResultArgumentError, "manager is a SessionManager"),
+        ({"manager": {"password": PASSWORD}}, ResultArgumentError, "manager is a SessionManager"),
+        ({"attempts": 0}, EngineOptionsError, "attempts must be a whole number of at least 1"),
+        ({"table_names": "mine"}, ResultArgumentError, "table_names is a mapping"),
+        ({"table_names": URL}, ResultArgumentError, "table_names is a mapping"),
+        ({"table_names": {"tasks": "x"}}, ResultArgumentError, "'tasks'; name 'group', 'task'"),
+        ({"table_names": {"task": 5}}, ResultArgumentError, "'task' is 5, not a name"),
+        ({"table_names": {"task": "x", "group": "x"}}, ResultArgumentError, "name of its own"),
+        ({"table_names": {"task": "sessionmgr_chord"}}, ResultArgumentError, "name of its own"),
+        ({"table_schemas": {"chord": "x"}}, ResultArgumentError, "there is no table 'chord'"),
+        ({"table_schemas": ["x"]}, ResultArgumentError, "table_schemas is a mapping"),
+        ({"engine_options": 5}, EngineOptionsError, "a mapping of name -> value"),
+        ({"engine_options": {"pool_size": "x"}}, EngineOptionsError, "pool_size must be a whole"),
+    ],
+)
+def test_configuration_is_checked_at_once(
+    options: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    """What cannot be raises where it is given, without connecting, and shows no password."""
+    with pytest.raises(error) as caught:
+        ResultStore(URL, **options)
+    assert text in str(caught.value)
+    assert PASSWORD not in str(caught.value)
+
+
+@pytest.mark.parametrize("dburi", ["key", None, 5, f"mysql//app:{PASSWORD}@host"])
+def test_database_that_cannot_be_read(dburi: Any) -> None:
+    """A store without a manager names its database by a URL."""
+    with pytest.raises(DatabaseURLError) as caught:
+        ResultStore(dburi)
+    assert PASSWORD not in str(caught.value)
+
+
+def test_bind_key_that_is_not_there() -> None:
+    """A key that the manager does not have is named, with those that it has."""
+    manager = SessionManager(binds={"results": URL})
+    with pytest.raises(NoSuchBindError, match=r"'result'.*'results'"):
+        ResultStore("result", manager=manager)
+
+
+def test_nothing_that_is_shown_has_a_password() -> None:
+    """repr, the name and the driver's error of a store are without it."""
+    with ResultStore(URL, attempts=1) as store:
+        with pytest.raises(Exception, match="resolve host") as caught:
+            store.get("1")
+        for shown in (repr(store), store.describe(), str(caught.value), repr(caught.value)):
+            assert PASSWORD not in shown
+    with pytest.raises(EngineOptionsError, match="no_such_option") as unknown:
+        ResultStore(URL, engine_options={"no_such_option": PASSWORD}).get("1")
+    assert PASSWORD not in str(unknown.value)
+
+
+@pytest.mark.parametrize(
+    "task_id", [None, "", 5, 0, b"5", uuid.UUID(int=5), "5\0", ["5"]], ids=repr
+)
+def test_id_that_is_none(local: ResultStore, task_id: Any) -> None:
+    """Every method refuses what cannot be an id, by name."""
+    for call in (
+        lambda: local.store(task_id, "SUCCESS"),
+        lambda: local.store_many([TaskResult(task_id, "SUCCESS")]),
+        lambda: local.get(task_id),
+        lambda: local.exists(task_id),
+        lambda: local.get_many([task_id]),
+        lambda: local.forget([task_id]),
+    ):
+        with pytest.raises(ResultArgumentError, match="task_id is a text"):
+            call()
+    for group in (lambda: local.save_group(task_id, b""), lambda: local.save_group("g", "text")):
+        with pytest.raises(ResultArgumentError):
+            group()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("task_ids", ["abc", None, 5, b"abc"], ids=repr)
+def test_ids_that_are_none(local: ResultStore, task_ids: Any) -> None:
+    """get_many does not take one text for its characters, nor what holds nothing."""
+    with pytest.raises(ResultArgumentError, match="task_ids is a list"):
+        local.get_many(task_ids)
+
+
+@pytest.mark.parametrize("driver", ["pymysql", "mysqlclient"])
+def test_numbers_are_no_ids_on_mysql(make_database: Callable[..., Database], driver: str) -> None:
+    """MySQL would take 0 for every id without digits in front, and 5 for those with a 5."""
+    with ResultStore(make_database(driver).url) as store:
+        store.store_many([TaskResult("5abc", "SUCCESS"), TaskResult("abc", "SUCCESS")])
+        for number in (0, 5):
+            for call in (store.get, store.exists, store.forget):
+                with pytest.raises(ResultArgumentError):
+                    call(number)  # type: ignore[operator]
+            with pytest.raises(ResultArgumentError):
+                store.forget([number])  # type: ignore[list-item]
+        assert store.get_many(["5abc", "abc"]).keys() == {"5abc", "abc"}
+
+
+def test_id_too_long(store: ResultStore) -> None:
+    """More than 155 characters: PostgreSQL's own error, ResultTooLongError where MySQL may cut."""
+    store.prepare()
+    if "sqlite" in store.describe():
+        assert store.store("x" * 156, "SUCCESS")  # which has no limit
+        return
+    error = ResultTooLongError if "mysql" in store.describe() else Exception
+    for call in (
+        lambda: store.store("x" * 156, "SUCCESS"),
+        lambda: store.store_many([TaskResult("x" * 156, "SUCCESS")]),
+        lambda: store.store("1", "S" * 51),
+        lambda: store.save_group("x" * 156, b""),
+    ):
+        with pytest.raises(error, match=r"too long|takes 156.*shorter|takes 51.*shorter"):
+            call()
+    assert store.get("x" * 156) is None
+    assert store.get("1") is None
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"status": ""}, "status is a text"),
+        ({"status": None}, "status is a text"),
+        ({"result": "text"}, "result of task '1' is bytes, not str: encode it"),
+        ({"result": {"a": 1}}, "result of task '1' is bytes, not dict"),
+        ({"children": []}, "children of task '1' is bytes"),
+        ({"date_done": "2024-01-01"}, "date_done of task '1' is a datetime, not str"),
+        ({"date_done": date(2024, 1, 1)}, "date_done of task '1' is a datetime, not date"),
+        ({"traceback": b"text"}, "traceback of task '1' is a text, not bytes"),
+        ({"nmae": "x"}, "no field 'nmae'; name 'args'"),
+        ({"name": "x"}, "'name': this store is not extended; make it with extended=True"),
+    ],
+)
+def test_value_of_a_wrong_kind(local: ResultStore, values: dict[str, Any], text: str) -> None:
+    """The error names the field, the task, what it is to be, and what it was."""
+    given: dict[str, Any] = {"status": "SUCCESS", **values}
+    with pytest.raises(ResultArgumentError) as caught:
+        local.store("1", **given)
+    assert text in str(caught.value)
+    if "nmae" not in values:
+        with pytest.raises(ResultArgumentError) as caught:
+            local.store_many([TaskResult("0", "SUCCESS"), TaskResult("1", **given)])
+        assert text in str(caught.value)
+    assert local.get_many(["0", "1"]) == {}
+
+
+def test_store_many_takes_results(local: ResultStore) -> None:
+    """Anything else among them is refused, and nothing stored."""
+    with pytest.raises(ResultArgumentError, match="not a TaskResult"):
+        local.store_many([TaskResult("0", "SUCCESS"), ("1", "SUCCESS")])  # type: ignore[list-item]
+    assert local.get("0") is None
+
+
+def test_traceback_of_any_text_is_kept(store: ResultStore) -> None:
+    """What a database refuses in a text is written out: file names may have it."""
+    store.store("1", "FAILURE", traceback="a\0b \udcff c")
+    store.store_many([TaskResult("2", "FAILURE", traceback="\0")])
+    found = store.get_many(["1", "2"])
+    assert found["1"].traceback == "a\\x00b \\udcff c"
+    assert found["2"].traceback == "\\x00"

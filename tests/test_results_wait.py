@@ -1,0 +1,230 @@
+"""Waiting for results: looked for less and less often."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy.exc import DBAPIError
+
+from sessionmgr import ResultStore
+from sessionmgr.errors import ResultArgumentError, ResultTimeoutError
+from sessionmgr.results import waiting
+from sessionmgr.results.waiting import Pace
+from tests.helpers import wait_until
+from tests.results_helpers import RESULT_DRIVERS, counted_statements, rows_of
+from tests.results_waiting import TELLING, TIMEOUT, WHEN, Waiter, get, one_by_one, told_store
+from tests.schema_helpers import database_url
+from tests.servers import DRIVERS, Database
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from sqlalchemy import URL
+
+    from tests.servers.postgresql import PostgreSQL
+
+
+@pytest.fixture(params=RESULT_DRIVERS)
+def url(
+    request: pytest.FixtureRequest, make_database: Callable[..., Database], tmp_path: Path
+) -> URL | str:
+    """Return the URL of an empty database, once with each driver."""
+    return database_url(request.param, make_database, tmp_path)
+
+
+@pytest.fixture
+def store(url: URL | str) -> Iterator[ResultStore]:
+    """Open a store on it that is prepared."""
+    with ResultStore(url) as opened:
+        opened.prepare()
+        yield opened
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Iterator[ResultStore]:
+    """Open a prepared store in a SQLite file, for what no driver has a part in."""
+    with ResultStore(f"sqlite:///{tmp_path / 'local.db'}") as opened:
+        opened.prepare()
+        yield opened
+
+
+# -- by looking
+
+
+def test_results_come_in_order_of_completion(store: ResultStore) -> None:
+    """What has ended comes by its time, and the rest as it ends, each once."""
+    store.store("2", "SUCCESS", date_done=WHEN + timedelta(seconds=1))
+    store.store("1", "REVOKED", b"one", date_done=WHEN)
+    store.store("3", "STARTED")
+    ids = ["3", "1", "4", "2", "1", "5"]
+    end = one_by_one(store, "534")
+    results = list(store.wait(iter(ids), TIMEOUT, on_interval=end))
+    assert [result.task_id for result in results] == ["1", "2", "5", "3", "4"]
+    assert results[0] == store.get("1")
+
+
+def test_timeout_tells_what_is_open(local: ResultStore) -> None:
+    """After the timeout, and not before the results that are there, it says who is late."""
+    local.store("0", "SUCCESS")
+    results = local.wait(map(str, range(5)), 0.1)
+    assert next(results).task_id == "0"
+    with pytest.raises(
+        ResultTimeoutError, match=r"4 of 5 tasks .* after [\d.]+ s: '1', '2', '3', \.\.\.$"
+    ) as caught:
+        next(results)
+    assert local.describe() in str(caught.value)
+    assert isinstance(caught.value, TimeoutError)
+
+
+def test_no_time_is_one_look(local: ResultStore) -> None:
+    """With a timeout of 0 there is one statement, and results that are there are found."""
+    local.store("1", "SUCCESS")
+    with counted_statements(local) as statements:
+        assert [result.task_id for result in local.wait(["1"], 0)] == ["1"]
+        with pytest.raises(ResultTimeoutError, match="1 of 1 tasks"):
+            list(local.wait(["2"], 0))
+        assert list(local.wait([])) == []
+    assert len(statements) == 2
+
+
+def test_a_look_is_one_statement(store: ResultStore) -> None:
+    """A thousand tasks are asked for at once, and `on_interval` is called after each look."""
+    calls: list[None] = []
+    with counted_statements(store) as statements, pytest.raises(ResultTimeoutError):
+        list(store.wait(map(str, range(1000)), 0.3, on_interval=lambda: calls.append(None)))
+    assert len(statements) == len(calls) + 1  # the last look ends the wait
+    assert len(calls) > 1
+
+
+def test_looks_become_rare(local: ResultStore) -> None:
+    """In a second there are at most forty looks, the first of them 5 ms apart."""
+    with counted_statements(local) as statements, pytest.raises(ResultTimeoutError):
+        list(local.wait(["1"], 1.0))
+    assert len(statements) <= 40
+
+
+def test_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look comes at most an eighth of the time late, and in an hour there are two a second."""
+    now = 0.0
+    monkeypatch.setattr(waiting, "monotonic", lambda: now)
+    pace, looks = Pace(0.5), 0
+    while now < 3600:
+        pause = pace.pause(told=False)
+        assert pause == pytest.approx(min(max(0.005, now / 8), 0.5))
+        now, looks = now + pause, looks + 1
+    assert looks < 3600 * 2 + 50
+    pace.begin_anew(0.1)
+    assert pace.pause(told=False) == pytest.approx(0.5)
+    pace.begin_anew(0.0001)
+    assert pace.pause(told=False) == pytest.approx(0.005)
+    assert pace.pause(told=True) == pytest.approx(0.05)
+
+
+def test_no_connection_is_held_between_looks(store: ResultStore) -> None:
+    """While one waits, the pool has its connection back."""
+    waiter = Waiter(store, ["1"])
+    waiter.has_looked()
+    wait_until(lambda: not any(each.checked_out for each in store.manager.stats().databases))
+    store.store("1", "SUCCESS")
+    assert waiter.end() == ["1"]
+
+
+def test_caller_may_stop_early(local: ResultStore) -> None:
+    """Who has enough leaves the rest, and the store goes on."""
+    local.store("1", "SUCCESS")
+    for result in local.wait(["1", "2"]):
+        assert result.task_id == "1"
+        break
+    assert local.get("2") is None
+
+
+def test_what_on_interval_raises_ends_the_wait(local: ResultStore) -> None:
+    """An exception of the caller's reaches the caller."""
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(local.wait(["1"], on_interval=stop))
+
+
+def test_hopeless_error_is_raised(store: ResultStore) -> None:
+    """An error that does not pass ends the wait: a table that is gone, say."""
+    rows_of(store.dburi, "DROP TABLE celery_taskmeta")
+    with pytest.raises(DBAPIError, match="celery_taskmeta"):
+        list(store.wait(["1"], TIMEOUT))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "says"),
+    [
+        (("123",), {}, "task_ids is a collection of ids, not the text '123'"),
+        ((["1"], "1"), {}, "timeout is a number of seconds, not"),
+        ((["1"], float("nan")), {}, "timeout is a number of seconds, not"),
+        ((["1"],), {"max_interval": 0}, "max_interval is a number of seconds above 0, not 0"),
+        ((["1"],), {"max_interval": None}, "max_interval is a number of seconds above 0, not"),
+    ],
+    ids=["text", "timeout", "nan", "zero", "none"],
+)
+def test_wrong_arguments_are_refused(
+    local: ResultStore, arguments: Any, options: Any, says: str
+) -> None:
+    """What cannot be raises at the call, before anything is waited for."""
+    with pytest.raises(ResultArgumentError, match=says):
+        local.wait(*arguments, **options)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_killed_connections_do_not_end_the_wait(
+    make_database: Callable[..., Database], driver: str
+) -> None:
+    """Who waits goes on with new connections when the server ended the old ones."""
+    database = make_database(driver)
+    with ResultStore(database.url) as store:
+        store.prepare()
+        waiter = Waiter(store, ["1"])
+        for _ in range(3):
+            waiter.has_looked()
+            database.server.kill(*database.connections())
+        waiter.has_looked(3)
+        store.store("1", "SUCCESS")
+        assert waiter.end() == ["1"]
+
+
+# -- a server that goes
+
+
+@pytest.mark.parametrize("driver", TELLING)
+def test_restart_of_the_server_is_survived(
+    private_postgresql: PostgreSQL,
+    make_database: Callable[..., Database],
+    driver: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who waits outlives a restart, with a warning; not a server that stays away."""
+    database = make_database(driver, private_postgresql)
+    with ResultStore(database.url) as plain, told_store(database) as telling:
+        plain.prepare()
+        waiters = [Waiter(store, ["1"]) for store in (plain, telling)]
+        for waiter in waiters:
+            waiter.has_looked(3)
+        private_postgresql.process.stop()
+        for waiter in waiters:
+            waiter.has_looked(2)
+        with pytest.raises(ResultTimeoutError) as caught:
+            list(plain.wait(["1"], 0.2))
+        assert isinstance(caught.value.__cause__, DBAPIError)
+        private_postgresql.process.start()
+        telling.store("1", "SUCCESS")
+        assert [waiter.end() for waiter in waiters] == [["1"], ["1"]]
+        private_postgresql.process.stop()
+        monkeypatch.setattr(waiting, "PATIENCE", 0.2)
+        with pytest.raises(DBAPIError):
+            get(plain, "2")
+    texts = [record.getMessage() for record in caplog.records]
+    assert any("cannot look for the results of 1 tasks; going on for 60 s" in t for t in texts)
+    assert any("the connection that listens for task results was lost" in t for t in texts)
