@@ -1,0 +1,1 @@
+"""The main job: a pool of workers writes to several databases, and the rows are counted."""
