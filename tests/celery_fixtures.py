@@ -1,0 +1,62 @@
+"""Fixtures: the Celery workers that tests share, each started when it is first asked for."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.celery_workers import Service, serving
+from tests.servers import Database
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.servers import Servers
+    from tests.servers.redis import Redis
+
+SERVICES = (
+    ("fork", "psycopg"),
+    ("spawn", "psycopg"),
+    ("threads", "psycopg"),
+    ("gevent", "psycopg"),
+    ("solo", "psycopg"),
+    ("fork", "pymysql"),
+    ("gevent", "pymysql"),
+    ("fork", "sqlite"),
+    ("threads", "sqlite"),
+)
+"""The workers that tests share: the pool, and the driver of their database."""
+
+
+@pytest.fixture(scope="session")
+def make_service(servers: Servers, redis_server: Redis) -> Iterator[Callable[..., Service]]:
+    """Return a function that gives the worker of a pool and a driver, which all tests share.
+
+    It has ``result_extended`` and ``task_track_started`` set.
+    """
+    running: dict[tuple[str, str], Service] = {}
+
+    def make(pool: str, driver: str) -> Service:
+        if (pool, driver) not in running:
+            database = None
+            if driver != "sqlite":
+                server = servers.shared("postgresql" if driver == "psycopg" else "mariadb")
+                database = Database(server, server.create_database(), driver)
+                ends.callback(server.drop_database, database.name)
+            running[pool, driver] = ends.enter_context(
+                serving(redis_server, pool, database, result_extended=True, task_track_started=True)
+            )
+        return running[pool, driver]
+
+    with contextlib.ExitStack() as ends:
+        yield make
+        for service in running.values():
+            service.worker.tell_to_stop()  # all at once: it takes each a while
+
+
+@pytest.fixture(params=SERVICES, ids=["-".join(each) for each in SERVICES])
+def service(request: pytest.FixtureRequest, make_service: Callable[..., Service]) -> Service:
+    """Return each of the workers that all tests share."""
+    return make_service(*request.param)

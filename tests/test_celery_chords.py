@@ -1,0 +1,287 @@
+"""Chords on real Celery workers: the callback runs once, whatever happens to the parts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from celery import chain, chord, group, uuid
+from celery.exceptions import ChordError
+
+from tests.celery_backend_app import PUBLISHING_DIES
+from tests.celery_workers import Service, serving
+from tests.concurrency import in_threads
+from tests.helpers import wait_until
+from tests.results_helpers import counted_statements, make_celery_tables, rows_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from celery import Celery
+    from celery.canvas import Signature
+
+    from tests.servers import Database
+    from tests.servers.redis import Redis
+
+pytest_plugins = ["tests.celery_fixtures"]
+
+LATE = {"task_acks_late": True, "task_reject_on_worker_lost": True}
+"""Settings with which a task is delivered again when its process was killed."""
+
+CHORD_SERVICES = (("fork", "psycopg"), ("fork", "pymysql"), ("threads", "sqlite"))
+
+
+@pytest.fixture(params=CHORD_SERVICES, ids=["-".join(each) for each in CHORD_SERVICES])
+def counting(request: pytest.FixtureRequest, make_service: Callable[..., Service]) -> Service:
+    """Return a worker for each kind of database that chords are counted in."""
+    return make_service(*request.param)
+
+
+def signatures(app: Celery) -> tuple[Callable[..., Signature], ...]:
+    """Return what makes signatures of the tasks ``add`` and ``total``."""
+
+    def add(*numbers: int) -> Signature:
+        return app.signature("add", numbers)
+
+    def total(name: str = "total") -> Signature:
+        return app.signature("total", kwargs={"name": name})
+
+    return add, total
+
+
+def chord_tables_are_empty_of(service: Service, group_id: str) -> bool:
+    """Return whether no part of a chord is kept any more."""
+    url = service.app.backend.store.dburi
+    statement = "SELECT count(*) FROM sessionmgr_chord_part WHERE group_id = :id"
+    return rows_of(url, statement, id=group_id) == [(0,)]
+
+
+def runs_settle(service: Service, name: str, expected: int) -> None:
+    """Assert that a callback runs so often, and not once more while a task goes through."""
+    wait_until(lambda: service.counters.value(name) >= expected, timeout=60.0)
+    for _ in range(4):
+        service.call("add", 1, 1)
+    assert service.counters.value(name) == expected
+
+
+@pytest.mark.parametrize("parts", [20, 200])
+def test_callback_runs_once_with_all_results(parts: int, counting: Service) -> None:
+    """The callback gets the result of each part, in order, and its parts are forgotten."""
+    app, name = counting.app, uuid()
+    add, total = signatures(app)
+    result = chord([add(i) for i in range(parts)], app=app)(total(name))
+    assert result.get(timeout=60.0) == sum(range(parts))
+    runs_settle(counting, name, 1)
+    assert chord_tables_are_empty_of(counting, result.parent.id)
+
+
+@pytest.mark.soak
+def test_thousand_parts(make_service: Callable[..., Service]) -> None:
+    """A chord of a thousand parts is a chord like others."""
+    service = make_service("fork", "psycopg")
+    add, _ = signatures(service.app)
+    collect = service.app.signature("collect")
+    result = chord([add(i) for i in range(1000)], app=service.app)(collect)
+    assert result.get(timeout=90.0) == list(range(1000))
+
+
+def in_headers(app: Celery) -> dict[str, tuple[Any, int]]:
+    """Return what stands in the header of a chord -> the sum of all results."""
+    add, total = signatures(app)
+
+    def grouped(*parts: Any) -> Any:
+        return group(parts, app=app)
+
+    def chained(*parts: Any) -> Any:
+        return chain(*parts, app=app)
+
+    def ignoring() -> Signature:
+        return add(7).set(ignore_result=True)
+
+    return {
+        "chains": ([chained(add(1, 1), add(5)), chained(add(2), add(3), add(4))], 16),
+        "chord": ([chord([add(1), add(2)], total(), app=app), add(4)], 7),
+        "chord of chords": (
+            [chord([chord([add(1), add(2)], total(), app=app), add(4)], total(), app=app), add(8)],
+            15,
+        ),
+        "groups": ([grouped(add(1), add(2)), grouped(add(3), add(4)), add(5)], 15),
+        "group of groups": ([grouped(grouped(add(1), add(2)), add(3)), add(4)], 10),
+        "chain ending in a group": ([chained(add(1), grouped(add(1), add(2))), add(5)], 10),
+        "replaced": ([app.signature("replaced", (1,)), add(2)], 103),
+        "replaced by a group": ([app.signature("replaced_by_group", (1,)), add(2)], 7),
+        "ignored results": ([ignoring(), add(2)], 9),
+        "one part": ([add(3)], 3),
+    }
+
+
+HEADERS = (
+    "chains",
+    "chord",
+    "chord of chords",
+    "groups",
+    "group of groups",
+    "chain ending in a group",
+    "replaced",
+    "replaced by a group",
+    "ignored results",
+    "one part",
+)
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_headers(header: str, counting: Service) -> None:
+    """Whatever stands in a header, the callback gets the result of each part."""
+    name = uuid()
+    _, total = signatures(counting.app)
+    parts, expected = in_headers(counting.app)[header]
+    result = chord(parts, app=counting.app)(total(name))
+    assert result.get(timeout=60.0) == expected
+    runs_settle(counting, name, 1)
+
+
+def test_generator_and_empty_headers(counting: Service) -> None:
+    """Parts may come from a generator, and there may be none."""
+    add, total = signatures(counting.app)
+    made = (add(i) for i in range(10))
+    assert chord(made, app=counting.app)(total()).get(timeout=60.0) == 45
+    assert chord([], app=counting.app)(total()).get(timeout=60.0) == 0
+
+
+def test_part_that_adds_a_part(counting: Service) -> None:
+    """The callback waits for a part that another one has added."""
+    add, _ = signatures(counting.app)
+    parts = [counting.app.signature("growing", (1,)), add(2)]
+    result = chord(parts, app=counting.app)(counting.app.signature("collect"))
+    assert sorted(result.get(timeout=60.0)) == [1, 2, 1001]
+
+
+def test_group_in_a_chain_becomes_a_chord(counting: Service) -> None:
+    """What follows a group in a chain gets the results of the group."""
+    add, total = signatures(counting.app)
+    parts = group([add(1), add(2)], app=counting.app)
+    result = chain(parts, total(), add(10), app=counting.app)()
+    assert result.get(timeout=60.0) == 13
+
+
+def test_group_as_callback(counting: Service) -> None:
+    """Each task of a group gets the results."""
+    add, total = signatures(counting.app)
+    body = group([total(), total()], app=counting.app)
+    result = chord([add(1), add(2)], app=counting.app)(body)
+    assert result.get(timeout=60.0) == [3, 3]
+
+
+def test_failing_part_fails_the_callback(counting: Service) -> None:
+    """The callback fails with a ChordError that names the part, and its errback is called once."""
+    app, name = counting.app, uuid()
+    add, total = signatures(app)
+    body = total(name).on_error(app.signature("errback", kwargs={"name": name}))
+    result = chord([add(1), app.signature("fail", ("bad part",)), add(2)], app=app)(body)
+    with pytest.raises(ChordError, match=r"LookupError.*bad part"):
+        app.AsyncResult(result.id).get(timeout=60.0)
+    wait_until(lambda: counting.counters.value(f"{name}-ChordError") == 1)
+    runs_settle(counting, name, 0)
+    assert counting.counters.value(f"{name}-ChordError") == 1
+
+
+def test_failing_chain_in_a_header_fails_the_callback(counting: Service) -> None:
+    """A chain that fails in its first task is a part that failed."""
+    app = counting.app
+    add, total = signatures(app)
+    failing = chain(app.signature("fail", ("bad link",)), add(1), app=app)
+    result = chord([add(1), failing], app=app)(total())
+    with pytest.raises(ChordError, match="bad link"):
+        app.AsyncResult(result.id).get(timeout=60.0)
+
+
+def test_parts_that_are_delivered_twice_count_once(counting: Service) -> None:
+    """When every message of a header comes twice, at the same time, the callback runs once."""
+    app, name, group_id = counting.app, uuid(), uuid()
+    add, total = signatures(app)
+    body = total(name)
+    body.freeze()
+    app.backend.apply_chord((group_id, []), body)
+    app.backend.set_chord_size(group_id, 20)
+    parts = [
+        add(i).set(task_id=uuid(), group_id=group_id, group_index=i, chord=body) for i in range(20)
+    ]
+
+    def send() -> None:
+        for part in parts:
+            part.apply_async()
+
+    in_threads([send, send])
+    assert app.AsyncResult(body.id).get(timeout=60.0) == sum(range(20))
+    for part in parts:
+        part.apply_async()
+    runs_settle(counting, name, 1)
+
+
+def test_no_polling_task_is_run(counting: Service) -> None:
+    """Nothing polls: Celery's task ``chord_unlock`` is never sent."""
+    add, total = signatures(counting.app)
+    chord([add(1), add(2)], app=counting.app)(total()).get(timeout=60.0)
+    assert "Task celery.chord_unlock[" not in counting.worker.text()
+
+
+def test_part_costs_the_same_in_a_large_chord(counting: Service) -> None:
+    """Counting a part takes as many statements in a chord of 300 as in one of 20."""
+    backend, (_, total) = counting.app.backend, signatures(counting.app)
+    numbers = set()
+    for size in (20, 300):
+        group_id = uuid()
+        backend.apply_chord((group_id, []), total())
+        backend.set_chord_size(group_id, size)
+        for position in range(size - 1):
+            with counted_statements(backend.store) as statements:
+                backend.store.chords.part_returned(group_id, uuid(), position, "SUCCESS", b"1")
+            numbers.add(len(statements))
+    assert len(numbers) == 1
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "pymysql", "sqlite"])
+def test_part_whose_worker_is_killed(
+    driver: str, redis_server: Redis, make_database: Callable[..., Database]
+) -> None:
+    """A part is delivered again when its process was killed, and the callback runs once."""
+    database = None if driver == "sqlite" else make_database(driver)
+    with serving(redis_server, "fork", database, **LATE) as service:
+        app, name = service.app, uuid()
+        add, total = signatures(app)
+        parts = [add(i) for i in range(10)]
+        parts[3:3] = [app.signature("die_once", (uuid(), 1000))]
+        parts[7:7] = [app.signature("die_once", (uuid(), 1000))]
+        result = chord(parts, app=app)(total(name))
+        assert result.get(timeout=60.0) == 2045
+        runs_settle(service, name, 1)
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "pymysql", "sqlite"])
+def test_last_part_whose_worker_is_killed_before_it_goes_on(
+    driver: str, redis_server: Redis, make_database: Callable[..., Database]
+) -> None:
+    """A process is killed that had counted the last part: delivered again, that part goes on."""
+    database = None if driver == "sqlite" else make_database(driver)
+    environment = {PUBLISHING_DIES: "1"}
+    with serving(redis_server, "fork", database, environment=environment, **LATE) as service:
+        app, name = service.app, uuid()
+        add, total = signatures(app)
+        result = chord([add(i) for i in range(5)], app=app)(total(name))
+        assert result.get(timeout=60.0) == 10
+        runs_settle(service, name, 1)
+        assert service.counters.value("publishing") == 2
+
+
+def test_without_tables_for_chords(
+    redis_server: Redis, make_database: Callable[..., Database]
+) -> None:
+    """Without the tables for chords, and the right to make them, Celery polls."""
+    database = make_database("psycopg")
+    make_celery_tables(database.url, "5.7", extended=True)
+    database.server.query(f"ALTER DATABASE {database.name} OWNER TO postgres")
+    with serving(redis_server, "fork", database, result_chord_retry_interval=0.1) as service:
+        add, total = signatures(service.app)
+        result = chord([add(1), add(2)], app=service.app)(total())
+        assert result.get(timeout=60.0) == 3
+        wait_until(lambda: "Task celery.chord_unlock[" in service.worker.text())

@@ -1,0 +1,153 @@
+"""Celery's backend and database servers: rows of either backend, rights, lost connections."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from celery import uuid
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from tests.celery_backend_app import make_app
+from tests.celery_workers import close_app, serving
+from tests.helpers import wait_until
+from tests.results_helpers import counted_statements, rows_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from celery import Celery
+
+    from tests.servers import Database
+    from tests.servers.redis import Redis
+
+pytest_plugins = ["tests.celery_fixtures"]
+
+SECRET = "sesame-open-4711"
+
+PREFIXES = ("sessionmgr+", "sessionmgr+db+", "sessionmgr.ext.celery:DatabaseBackend+", "db+")
+"""How ``result_backend`` names the backend; the last is Celery's own."""
+
+DRIVER = pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "pymysql", "mysqlclient"])
+
+
+def text_of(database: Database) -> str:
+    """Return the URL of a database, with its password."""
+    return database.url.render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def make_client() -> Iterator[Callable[..., Celery]]:
+    """Return a function that makes an application without a broker, for a result backend."""
+    apps: list[Celery] = []
+
+    def make(url: str, **settings: Any) -> Celery:
+        app = make_app({"broker_url": "memory://", "result_backend": url, **settings}, "client-")
+        apps.append(app)
+        return app
+
+    yield make
+    for app in apps:
+        close_app(app)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_either_backend_reads_what_the_other_wrote(
+    prefix: str, redis_server: Redis, make_database: Callable[..., Database]
+) -> None:
+    """A worker and a client may have this backend, in any spelling, or Celery's own."""
+    database = make_database("psycopg")
+    url = text_of(database)
+    with serving(redis_server, "threads", database, result_backend=f"{prefix}{url}") as service:
+        sent = service.app.send_task("echo", ({"a": [1]},))
+        assert sent.get(timeout=60.0) == {"a": [1]}
+        failed = service.app.send_task("fail", ("no such thing",))
+        with pytest.raises(LookupError):
+            failed.get(timeout=60.0)
+        for other in PREFIXES:
+            app = service.client(result_backend=f"{other}{url}")
+            assert app.AsyncResult(sent.id).get(timeout=60.0) == {"a": [1]}
+            with pytest.raises(LookupError, match="no such thing"):
+                app.AsyncResult(failed.id).get(timeout=60.0)
+
+
+def test_short_lived_sessions(redis_server: Redis, make_database: Callable[..., Database]) -> None:
+    """With ``database_short_lived_sessions`` the server counts no connection between tasks."""
+    database = make_database("psycopg")
+    with serving(redis_server, "fork", database, database_short_lived_sessions=True) as service:
+        for number in range(3):
+            assert service.call("echo", number) == number
+            wait_until(lambda: not database.connections())
+
+
+@DRIVER
+@pytest.mark.parametrize("problem", ["no right", "no column", "too long"])
+def test_what_stays_wrong_is_raised_at_once(
+    driver: str,
+    problem: str,
+    make_database: Callable[..., Database],
+    make_client: Callable[..., Celery],
+) -> None:
+    """What no repetition mends is tried once, and costs no connection."""
+    database = make_database(driver)
+    backend = make_client(f"sessionmgr+{text_of(database)}").backend
+    backend.store_result(uuid(), 1, "SUCCESS")
+    state = "SUCCESS"
+    if problem == "no right":
+        rows_of(database.url, "ALTER TABLE celery_taskmeta RENAME TO celery_taskmeta_gone")
+    elif problem == "no column":
+        rows_of(database.url, "ALTER TABLE celery_taskmeta DROP COLUMN children")
+    else:
+        state = "S" * 51
+    [before] = backend.session_manager.stats().databases
+    with counted_statements(backend.store) as statements, pytest.raises(SQLAlchemyError) as raised:
+        backend.store_result(uuid(), 1, state)
+    assert "failed to store" not in str(raised.value)
+    assert len(statements) <= 1
+    [after] = backend.session_manager.stats().databases
+    assert (after.connects, after.invalidated) == (before.connects, before.invalidated)
+
+
+@DRIVER
+def test_lost_connection_is_replaced(
+    driver: str, make_database: Callable[..., Database], make_client: Callable[..., Celery]
+) -> None:
+    """A connection that the server has ended costs one attempt, and no result."""
+    database = make_database(driver)
+    backend = make_client(f"sessionmgr+{text_of(database)}").backend
+    task_id = uuid()
+    backend.store_result(task_id, 1, "STARTED")
+    database.server.kill(*database.connections())
+    wait_until(lambda: not database.connections())
+    backend.store_result(task_id, 2, "SUCCESS")
+    database.server.kill(*database.connections())
+    wait_until(lambda: not database.connections())
+    assert backend.get_result(task_id) == 2
+
+
+@DRIVER
+def test_wrong_password(
+    driver: str, make_database: Callable[..., Database], make_client: Callable[..., Celery]
+) -> None:
+    """A wrong password is told at once, and not itself."""
+    url = make_database(driver).url.set(password=SECRET)
+    app = make_client(f"sessionmgr+{url.render_as_string(hide_password=False)}")
+    with pytest.raises(DBAPIError) as raised:
+        app.backend.store_result(uuid(), 1, "SUCCESS")
+    assert "sessionmgr_app" in str(raised.value)
+    assert SECRET not in str(raised.value)
+
+
+def test_no_secret_is_shown(redis_server: Redis, make_database: Callable[..., Database]) -> None:
+    """Neither the worker's banner nor ``as_uri`` show a password, in the query string neither."""
+    database = make_database("psycopg")
+    url = database.url
+    bare = url.set(password=None).render_as_string(hide_password=False)
+    backend = f"sessionmgr+{bare}?password={url.password}"
+    with serving(redis_server, "fork", database, result_backend=backend) as service:
+        assert service.call("echo", 1) == 1
+        shown = [service.worker.text(), service.app.backend.as_uri(), repr(service.app.backend)]
+    assert "results:" in shown[0]
+    assert url.password is not None
+    assert not [text for text in shown if url.password in text]
+    assert url.password in service.app.backend.as_uri(include_password=True)

@@ -1,0 +1,194 @@
+"""Faults under real Celery workers: no result is lost, none is wrong, and no worker is stuck."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+from celery.exceptions import SoftTimeLimitExceeded
+
+from tests.celery_workers import serving
+from tests.helpers import wait_until
+from tests.items import open_transactions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from celery.result import AsyncResult
+
+    from tests.celery_workers import Service
+    from tests.servers import Database
+    from tests.servers.redis import Redis
+
+pytest_plugins = ["tests.celery_fixtures"]
+
+PATIENT = {
+    "result_backend_max_retries": 1000,
+    "result_backend_max_sleep_between_retries_ms": 200,
+}
+"""Settings with which a worker waits for a database that restarts."""
+
+LATE = {"task_acks_late": True, "task_reject_on_worker_lost": True}
+"""Settings with which a task is delivered again when its process was killed."""
+
+TASKS = pytest.mark.parametrize(
+    "tasks", [200, pytest.param(2000, marks=[pytest.mark.soak, pytest.mark.timeout(600)])]
+)
+DRIVER = pytest.mark.parametrize("driver", ["psycopg", "pymysql"])
+
+
+def send(service: Service, tasks: int) -> list[AsyncResult]:
+    """Send tasks; the result of each is its number."""
+    return [service.app.send_task("echo", (number,)) for number in range(tasks)]
+
+
+def assert_all_right(service: Service, results: list[AsyncResult]) -> None:
+    """Assert that each result comes and is its own, and that each child takes tasks."""
+    numbers = [result.get(timeout=60.0) for result in results]
+    assert numbers == list(range(len(results)))
+    children = {child.pid for child in service.worker.children()}
+
+    def all_work() -> bool:
+        sent = [service.app.send_task("process") for _ in range(8)]  # at once: else one does all
+        return children <= {result.get(timeout=60.0) for result in sent}
+
+    wait_until(all_work, timeout=60.0)
+
+
+@contextlib.contextmanager
+def repeatedly(act: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Do something again and again, in a thread."""
+    ends = threading.Event()
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        while not ends.wait(seconds):
+            try:
+                act()
+            except BaseException as error:  # noqa: BLE001 - raised again in the test's thread
+                errors.append(error)
+                return
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        ends.set()
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+@TASKS
+@DRIVER
+def test_connections_killed_again_and_again(
+    driver: str, tasks: int, redis_server: Redis, make_database: Callable[..., Database]
+) -> None:
+    """The server ends every connection, the client's too, each 200 ms, while tasks run."""
+    database = make_database(driver)
+    killed: set[int] = set()
+
+    def kill() -> None:
+        ids = database.connections()
+        killed.update(ids)
+        database.server.kill(*ids)
+
+    with serving(redis_server, "fork", database) as service:
+        service.call("echo", 0)
+        with repeatedly(kill, 0.2):
+            results = send(service, tasks)
+            wait_until(lambda: killed)
+            assert [result.get(timeout=90.0) for result in results] == list(range(tasks))
+        assert_all_right(service, results)
+
+
+@TASKS
+@DRIVER
+def test_server_restarts(
+    driver: str, tasks: int, redis_server: Redis, request: pytest.FixtureRequest
+) -> None:
+    """The database server restarts while tasks run: workers that retry for long wait for it."""
+    kind = "private_postgresql" if driver == "psycopg" else "private_mariadb"
+    server = request.getfixturevalue(kind)
+    database = request.getfixturevalue("make_database")(driver, server)
+    with serving(redis_server, "fork", database, **PATIENT) as service:
+        service.call("echo", 0)
+        results = send(service, tasks // 2)
+        server.process.restart()
+        results += [service.app.send_task("echo", (number,)) for number in range(tasks // 2, tasks)]
+        assert_all_right(service, results)
+
+
+@TASKS
+@DRIVER
+def test_children_killed_at_random(
+    driver: str, tasks: int, redis_server: Redis, make_database: Callable[..., Database]
+) -> None:
+    """Processes that run tasks get SIGKILL: what they had is delivered again."""
+    database = make_database(driver)
+    killed: list[int] = []
+
+    def kill() -> None:
+        children = service.worker.children()
+        if children:
+            victim = random.choice(children)
+            killed.append(victim.pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim.pid, signal.SIGKILL)
+
+    with serving(redis_server, "fork", database, **LATE) as service:
+        service.call("echo", 0)
+        with repeatedly(kill, 0.7):
+            results = send(service, tasks)
+            wait_until(lambda: killed)
+            assert [result.get(timeout=90.0) for result in results] == list(range(tasks))
+        assert_all_right(service, results)
+
+
+@pytest.mark.parametrize(
+    "times", [20, pytest.param(200, marks=[pytest.mark.soak, pytest.mark.timeout(600)])]
+)
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "pymysql", "mysqlclient"])
+def test_soft_time_limit_inside_a_query(
+    driver: str, times: int, redis_server: Redis, make_database: Callable[..., Database]
+) -> None:
+    """A time limit that fires while a task queries the results leaves a clean process behind."""
+    database = make_database(driver)
+    with serving(redis_server, "fork", database, options="--concurrency 1") as service:
+        service.call("echo", 0)
+        [child] = service.worker.children()
+        interrupted = 0
+        for number in range(times):
+            limit = random.uniform(0.05, 0.1)
+            result = service.app.send_task("look", (1.0,), soft_time_limit=limit)
+            # Python ignores what a handler raises in a finalizer: now and then none comes
+            interrupted += "SoftTimeLimitExceeded" in repr(result.get(60.0, propagate=False))
+            assert service.call("echo", number) == number
+            assert service.call("query", number) == number
+        assert interrupted > times / 2
+        assert service.call("process") == child.pid
+
+
+@pytest.mark.parametrize(
+    "times", [5, pytest.param(200, marks=[pytest.mark.soak, pytest.mark.timeout(600)])]
+)
+def test_soft_time_limit_inside_a_session(
+    times: int, redis_server: Redis, make_database: Callable[..., Database]
+) -> None:
+    """A time limit that fires while a task's own session waits leaves nothing in a transaction."""
+    database = make_database("psycopg")
+    with serving(redis_server, "fork", database, options="--concurrency 1") as service:
+        service.call("query", 0)
+        for number in range(times):
+            limit = random.uniform(0.05, 0.1)
+            result = service.app.send_task("query_for", (0.5,), soft_time_limit=limit)
+            with pytest.raises(SoftTimeLimitExceeded):
+                result.get(timeout=60.0)
+            assert service.call("query", number) == number
+            wait_until(lambda: not open_transactions(database))

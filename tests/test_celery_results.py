@@ -1,0 +1,194 @@
+"""Results of real Celery workers, of every pool, in every database."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from celery import group
+from celery.canvas import StampingVisitor
+from celery.result import GroupResult
+
+from tests.celery_workers import POOLS, serving
+from tests.concurrency import in_threads
+from tests.counting import session_counts
+from tests.helpers import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from celery.canvas import Signature
+
+    from tests.celery_workers import Service
+    from tests.servers import Database
+    from tests.servers.mariadb import MariaDB
+    from tests.servers.redis import Redis
+
+pytest_plugins = ["tests.celery_fixtures"]
+
+POOL_SIZE = 5
+"""How many connections a pool keeps, unless it is told otherwise."""
+
+
+class Stamp(StampingVisitor):
+    """Stamps every task with a customer."""
+
+    def on_signature(self, sig: Signature, **headers: Any) -> dict[str, Any]:
+        return {"customer": "42", "stamped_headers": ["customer"]}
+
+
+def test_result_comes_back(service: Service) -> None:
+    """A task's result and state reach the client, with the time at which it ended."""
+    result = service.app.send_task("add", (2, 3))
+    assert result.get(timeout=60.0) == 5
+    assert result.state == "SUCCESS"
+    age = datetime.now(timezone.utc).replace(tzinfo=None) - result.date_done
+    assert abs(age.total_seconds()) < 600
+
+
+def test_exception_comes_back(service: Service) -> None:
+    """A failure is raised again as what it was, with the worker's traceback in the result."""
+    result = service.app.send_task("fail", ("no such thing",))
+    with pytest.raises(LookupError, match="no such thing"):
+        result.get(timeout=60.0)
+    assert result.state == "FAILURE"
+    assert "raise LookupError(message)" in result.traceback
+
+
+def test_children_come_back(service: Service) -> None:
+    """The tasks that a task has started are known to who reads its result."""
+    result = service.app.send_task("parent")
+    result.get(timeout=60.0)
+    assert [child.get(timeout=60.0) for child in result.children] == [3, 7]
+
+
+def test_started_tasks_say_so(service: Service) -> None:
+    """A task that runs is STARTED, with the worker's name, and SUCCESS replaces that."""
+    result = service.app.send_task("hold", (name := service.unique_name(),))
+    wait_until(lambda: result.state == "STARTED", timeout=60.0)
+    assert service.key in result.info["hostname"]
+    service.counters.add(name)
+    result.get(timeout=60.0)
+    assert result.state == "SUCCESS"
+
+
+def test_extended_results_tell_of_the_request(service: Service) -> None:
+    """With ``result_extended`` name, arguments, worker and stamps of the task are known."""
+    signature = service.app.signature("add", (4,), {"y": 5})
+    signature.stamp(Stamp())
+    result = signature.apply_async()
+    assert result.get(timeout=60.0) == 9
+    assert (result.name, result.args, result.kwargs) == ("add", [4], {"y": 5})
+    assert (result.retries, result.queue) == (0, "celery")
+    assert service.key in result.worker
+    meta = service.app.backend.get_task_meta(result.id)
+    assert meta["stamped_headers"] == ["customer"]
+    assert meta["customer"] in ("42", ["42"])
+
+
+def test_group_is_saved_and_restored(service: Service) -> None:
+    """A group's results are there for who knows its id, until it is deleted."""
+    parts = group([service.app.signature("add", (i, i)) for i in range(5)], app=service.app)
+    result = parts.apply_async()
+    result.save(backend=service.app.backend)
+    restored = GroupResult.restore(result.id, backend=service.app.backend, app=service.app)
+    assert restored.get(timeout=60.0) == [0, 2, 4, 6, 8]
+    restored.delete(backend=service.app.backend)
+    assert GroupResult.restore(result.id, backend=service.app.backend, app=service.app) is None
+
+
+def test_forgotten_and_ignored_results(service: Service) -> None:
+    """Nothing is known of a result that was forgotten, or that its task has ignored."""
+    result = service.app.send_task("add", (1, 1))
+    assert result.get(timeout=60.0) == 2
+    result.forget()
+    quiet = service.app.send_task("quiet")
+    service.call("add", 1, 1)
+    assert service.app.AsyncResult(result.id).state == "PENDING"
+    assert not service.app.backend.task_result_exists(quiet.id)
+
+
+def test_large_result(service: Service) -> None:
+    """A result of a mebibyte arrives whole."""
+    assert service.call("echo", "x" * 2**20) == "x" * 2**20
+
+
+def test_one_manager_for_all_threads(service: Service) -> None:
+    """However many threads run tasks in a process, its application has one SessionManager."""
+    results = [service.app.send_task("backend") for _ in range(20)]
+    seen = {tuple(result.get(timeout=60.0)) for result in results}
+    assert len({(pid, manager) for pid, _, manager in seen}) == len({pid for pid, _, _ in seen})
+
+    def manager_of_thread() -> int:
+        return id(service.app.backend.session_manager)
+
+    assert len(set(in_threads([manager_of_thread] * 8))) == 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"result_serializer": "pickle", "result_accept_content": ["pickle"]},
+        {"result_compression": "gzip"},
+    ],
+    ids=["pickle", "gzip"],
+)
+def test_serializers_and_compression(
+    settings: dict[str, Any], redis_server: Redis, make_database: Callable[..., Database]
+) -> None:
+    """Results and exceptions come back in whatever form they are stored."""
+    with serving(redis_server, "threads", make_database("psycopg"), **settings) as service:
+        assert service.call("echo", {"a": ["b" * 1000]}) == {"a": ["b" * 1000]}
+        with pytest.raises(LookupError, match="no such thing"):
+            service.call("fail", "no such thing")
+
+
+@pytest.mark.parametrize("pool", list(POOLS))
+def test_processes_keep_their_connections(
+    pool: str, redis_server: Redis, make_database: Callable[..., Database]
+) -> None:
+    """For 200 tasks each process opens no more connections than its pool has, and closes them.
+
+    Without overflow, that is: what 20 greenlets want beyond the pool's size is opened and closed
+    again. A connection that is not closed politely, the server counts as abandoned.
+    """
+    database = make_database("psycopg")
+    prepared, _ = session_counts(database)
+    options = {"max_overflow": 0}
+    with serving(redis_server, pool, database, database_engine_options=options) as service:
+        results = [service.app.send_task("echo", (number,)) for number in range(200)]
+        assert [result.get(timeout=60.0) for result in results] == list(range(200))
+        processes = len({service.call("process") for _ in range(10)}) + 2  # master and client
+    opened, abandoned = session_counts(database)
+    assert opened - prepared <= processes * POOL_SIZE
+    assert abandoned == 0
+
+
+def test_client_keeps_its_connections(
+    redis_server: Redis, make_database: Callable[..., Database]
+) -> None:
+    """A client that calls ``get()`` 2,000 times opens no more connections than its pool has."""
+    database = make_database("psycopg")
+    with serving(redis_server, "solo", database) as service:
+        task_id = service.app.send_task("echo", (7,)).id
+        before = database.connections()
+        for _ in range(2000):
+            assert service.app.AsyncResult(task_id).get(timeout=60.0) == 7
+        [stats] = service.app.backend.session_manager.stats().databases
+        assert stats.connects <= POOL_SIZE
+        assert len(database.connections() | before) <= 2 * POOL_SIZE
+
+
+def test_processes_that_are_replaced_close_their_connections(
+    redis_server: Redis, make_database: Callable[..., Database], private_mariadb: MariaDB
+) -> None:
+    """With ``--max-tasks-per-child`` each process says goodbye to the server before it leaves."""
+    aborted = private_mariadb.status("Aborted_clients")
+    for database in (make_database("psycopg"), make_database("pymysql", private_mariadb)):
+        with serving(redis_server, "fork", database, options="--max-tasks-per-child 5") as service:
+            results = [service.app.send_task("process") for _ in range(20)]
+            assert len({result.get(timeout=60.0) for result in results}) >= 4
+        if database.driver == "psycopg":
+            assert session_counts(database)[1] == 0
+    assert private_mariadb.status("Aborted_clients") == aborted
