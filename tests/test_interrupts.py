@@ -65,6 +65,7 @@ def interrupt(make: Callable[[URL], Callable[[int], Any]], url: URL) -> tuple[li
     sys.unraisablehook = lambda _: None
     logging.disable()
     ask = make(url)
+    ask(1)  # imports the driver: mysqlclient's import, done again after an interrupt, crashes Python
     wrong: list[Any] = []
     interrupted = 0
     for _ in range(INTERRUPTS):
