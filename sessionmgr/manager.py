@@ -197,10 +197,11 @@ class SessionManager:
         return self._session_class(bind=entry.engine, **self._session_arguments)
 
     def prepare_models(self, engine: Engine) -> None:
-        """Create the tables that the engine's database lacks; once, whoever asks.
+        """Create the tables that the engine's database lacks.
 
-        Tables that are there need no right to create any. Missing ones are created under a
-        lock that the database gives, so any number of processes may do this at once.
+        They are looked for once for an engine of this manager, and at each call for another.
+        Tables that are there need no right to create any. Missing ones are created under a lock
+        that the database gives, so any number of processes may do this at once.
 
         :param engine: an engine of this manager, or another.
         :raises SchemaLockError: when MySQL or MariaDB does not grant the lock within 60 s.

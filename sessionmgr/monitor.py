@@ -272,6 +272,12 @@ class PoolMonitor:
         with _lock():
             self._past.invalidated += 1
 
+    def on_detach(self, dbapi_connection: DBAPIConnection) -> None:
+        """Follow a connection that leaves its pool for good."""
+        for connection in self._open:
+            if connection.dbapi_connection is dbapi_connection:
+                connection.detach()
+
     def on_close(self, dbapi_connection: DBAPIConnection) -> None:
         """Drop a connection that was closed, and keep what it counted."""
         for connection in self._open:
@@ -406,6 +412,6 @@ def _on_invalidate(
 
 @event.listens_for(WatchedPool, "detach")
 def _on_detach(dbapi_connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
-    connection = _record_info(entry).pop(_INFO, None)
+    connection = open_connection(entry)  # or one that has taken its place in the record since
     if connection is not None:
-        connection.detach()
+        connection.monitor.on_detach(dbapi_connection)

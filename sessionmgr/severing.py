@@ -106,12 +106,16 @@ class OpenConnection:
 
     @property
     def dbapi_connection(self) -> DBAPIConnection | None:
-        """The connection; ``None`` when it is closed or was let go."""
-        owner = self.owner()
-        if owner is None:
-            return None
-        held: DBAPIConnection | None = owner.dbapi_connection
-        return self.fresh if held is None else held
+        """The connection; ``None`` when it is closed or was let go.
+
+        Where a proxy has it, the proxy tells: the pool's record of a connection that is being
+        detached may have another one already.
+        """
+        for holder in (self.proxy, self.owner):
+            held = None if holder is None else holder()
+            if held is not None and held.dbapi_connection is not None:
+                return held.dbapi_connection
+        return None if self.owner() is None else self.fresh
 
     def detach(self) -> None:
         """Follow a connection that leaves its pool for good, with the proxy that has it."""

@@ -65,7 +65,8 @@ def interrupt(make: Callable[[URL], Callable[[int], Any]], url: URL) -> tuple[li
     sys.unraisablehook = lambda _: None
     logging.disable()
     ask = make(url)
-    ask(1)  # imports the driver: mysqlclient's import, done again after an interrupt, crashes Python
+    # Imports the driver: mysqlclient's import, done again after an interrupt, crashes Python.
+    ask(1)
     wrong: list[Any] = []
     interrupted = 0
     for _ in range(INTERRUPTS):

@@ -6,9 +6,11 @@ import dataclasses
 import json
 import os
 import pickle
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import QueuePool
 from sqlalchemy.exc import DBAPIError
 
 from sessionmgr import DatabaseStats, ManagerStats, SessionManager
@@ -17,6 +19,11 @@ from tests.helpers import wait_until
 from tests.items import Item, ItemBase, count_items, kill_connection
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from sqlalchemy.pool import ConnectionPoolEntry
+
     from tests.servers import Database
 
 DATABASE = DatabaseStats("users", "QueuePool", 5, 4, 9, 3, 2, 1, 1, 2)
@@ -112,6 +119,37 @@ def test_replaced_connections_are_counted(database: Database) -> None:
             session.add(Item(name="row"))
         found = counts(manager)
         assert (found["replaced"], found["idle"]) == (1, 1)
+
+
+class HandsOverAtOnce(QueuePool):
+    """A pool whose record another thread takes as soon as it is back, at the latest."""
+
+    taker: Callable[[], None] | None = None
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        super()._do_return_conn(record)
+        taker, self.taker = self.taker, None
+        if taker is not None:
+            thread = threading.Thread(target=taker)
+            thread.start()
+            thread.join()
+
+
+def test_detached_connection_is_told_from_the_next_of_its_record(tmp_path: Path) -> None:
+    """A detached connection is watched to its end, and so is the one that took its place."""
+    options = {"poolclass": HandsOverAtOnce, "pool_size": 1, "max_overflow": 0}
+    with SessionManager(pooling="always", engine_options=options) as manager:
+        engine = manager.get_engine(f"sqlite:///{tmp_path}/file.db")
+        detached, others = engine.connect(), []
+        engine.pool.taker = lambda: others.append(engine.connect())  # type: ignore[attr-defined]
+        detached.detach()
+        assert counts(manager)["checked_out"] == 2
+        detached.close()
+        assert counts(manager)["checked_out"] == 1
+        [other] = others
+        other.close()
+        assert counts(manager)["idle"] == 1
+        assert "checked_out" not in counts(manager)
 
 
 def test_stats_are_of_this_process(database: Database) -> None:
