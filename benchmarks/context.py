@@ -35,20 +35,21 @@ ROOT = Path(__file__).parents[1]
 SERVERS = {
     "PostgreSQL": ("postgresql", {}),
     "PostgreSQL over TLS": ("postgresql", {"tls": True}),
+    "PostgreSQL on disk": ("postgresql", {}),
     "MariaDB": ("mariadb", {}),
 }
 """Name -> kind of server and options to start it with."""
 
 DURABLE = {
-    "PostgreSQL": (
+    "postgresql": (
         "ALTER SYSTEM SET fsync = on",
         "ALTER SYSTEM SET full_page_writes = on",
         "ALTER SYSTEM SET synchronous_commit = on",
         "SELECT pg_reload_conf()",
     ),
-    "MariaDB": ("SET GLOBAL innodb_flush_log_at_trx_commit = 1",),
+    "mariadb": ("SET GLOBAL innodb_flush_log_at_trx_commit = 1",),
 }
-"""Name of a server -> what has it write each commit through."""
+"""Kind of server -> what has it write each commit through."""
 
 MODULES = {"mysqlclient": "MySQLdb"}
 """Driver -> its module, where the name differs."""
@@ -59,16 +60,23 @@ class Context:
     """One run of benchmarks. As a context manager it stops the servers at its end.
 
     :param quick: whether a few rounds will do, to see that everything works.
+    :param disk: the folder for the files of servers that are "on disk".
     """
 
     quick: bool = False
+    disk: Path | None = None
     _servers: Servers = field(default_factory=Servers)
+    _on_disk: Servers = field(init=False)
     _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     _started: dict[str, Server] = field(default_factory=dict)
     _redis: str | None = None
 
+    def __post_init__(self) -> None:
+        self._on_disk = Servers(folder=self.disk)
+
     def __enter__(self) -> Self:
         self._stack.callback(self._servers.close)
+        self._stack.callback(self._on_disk.close)
         return self
 
     def __exit__(
@@ -94,8 +102,9 @@ class Context:
     def _server(self, name: str) -> Server:
         if name not in self._started:
             kind, options = SERVERS[name]
+            servers = self._on_disk if name.endswith("on disk") else self._servers
             with servers_cores():
-                server = self._stack.enter_context(self._servers.private(kind, **options))
+                server = self._stack.enter_context(servers.private(kind, **options))
             self._started[name] = server
         return self._started[name]
 
@@ -105,7 +114,7 @@ class Context:
         The tests' servers do not. What raises is as for :meth:`url`.
         """
         url = self.url(server_name, driver)
-        for statement in DURABLE[server_name]:
+        for statement in DURABLE[SERVERS[server_name][0]]:
             self._started[server_name].query(statement)
         return url
 

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from sessionmgr import ResultStore
 
 
-__all__ = ("backend", "bare_upsert", "fetching", "storing")
+__all__ = ("backend", "bare_upsert", "fetching", "storing", "storing_bytes")
 
 PAYLOAD = {"answer": 42, "text": "a result of ordinary size" * 4}
+
+ENCODED = b"x" * 120
+"""As long as the payload is when it is encoded."""
 
 FIELDS = ("task_id", "status", "result", "date_done", "traceback", "children")
 
@@ -37,6 +40,12 @@ def storing(backend: Any) -> Callable[[], object]:
     """Make the work of storing the result of one task, each time of another one."""
     numbers = count()
     return lambda: backend.store_result(f"{backend.url}{next(numbers)}"[-100:], PAYLOAD, "SUCCESS")
+
+
+def storing_bytes(store: ResultStore) -> Callable[[], object]:
+    """Make the work of storing an encoded result, without Celery."""
+    numbers = count()
+    return lambda: store.store(f"store{next(numbers)}", "SUCCESS", ENCODED)
 
 
 def fetching(backend: Any) -> Callable[[], object]:
@@ -62,7 +71,7 @@ def bare_upsert(store: ResultStore, url: URL) -> Callable[[], object]:
         now: Any = datetime.now(timezone.utc).replace(tzinfo=None)
         if engine.dialect.name == "sqlite":
             now = now.isoformat(" ")
-        values = (f"bare{next(numbers)}", "SUCCESS", b"x" * 120, now, None, None)
+        values = (f"bare{next(numbers)}", "SUCCESS", ENCODED, now, None, None)
         row = {**compiled.params, **dict(zip(FIELDS, values, strict=True))}
         cursor.execute(sql, row if order is None else [row[key] for key in order])
 

@@ -32,10 +32,16 @@ class Servers:
     use those.
 
     :param addresses: kind -> (URL of the superuser, path of the log or None) of servers that run.
+    :param folder: where the servers' files are; by default, where temporary files are.
     """
 
-    def __init__(self, addresses: Mapping[str, tuple[str, str | None]] | None = None) -> None:
+    def __init__(
+        self,
+        addresses: Mapping[str, tuple[str, str | None]] | None = None,
+        folder: Path | None = None,
+    ) -> None:
         self._addresses = addresses or {}
+        self._folder = folder
         self._shared: dict[str, Server] = {}
         self._stack = contextlib.ExitStack()
         self._owner = os.getpid()
@@ -109,7 +115,7 @@ class Servers:
 
     @functools.cached_property
     def _root(self) -> Path:
-        root = Path(tempfile.mkdtemp(prefix="sessionmgr-"))
+        root = Path(tempfile.mkdtemp(prefix="sessionmgr-", dir=self._folder))
         root.chmod(0o711)  # for the servers' user to pass through
         self._stack.callback(shutil.rmtree, root)
         return root
