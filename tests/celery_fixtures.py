@@ -21,9 +21,11 @@ SERVICES = (
     ("spawn", "psycopg"),
     ("threads", "psycopg"),
     ("gevent", "psycopg"),
+    ("eventlet", "psycopg"),
     ("solo", "psycopg"),
     ("fork", "pymysql"),
     ("gevent", "pymysql"),
+    ("eventlet", "pymysql"),
     ("fork", "sqlite"),
     ("threads", "sqlite"),
 )

@@ -39,6 +39,7 @@ POOLS: Mapping[str, str] = {
     "spawn": "--pool prefork --concurrency 2 --pool-start-method spawn",
     "threads": "--pool threads --concurrency 4",
     "gevent": "--pool gevent --concurrency 20",
+    "eventlet": "--pool eventlet --concurrency 20",
     "solo": "--pool solo",
 }
 """The kinds of pools that workers run tasks in -> the options for them."""
