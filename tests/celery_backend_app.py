@@ -67,12 +67,9 @@ def make_app(settings: Mapping[str, Any], key: str) -> Celery:
     :param key: keeps its messages and counters apart from those of others.
     """
     app = Celery("sessionmgr-backend-tests", set_as_current=False)
-    app.conf.update(
-        broker_transport_options={"global_keyprefix": key},
-        broker_connection_retry_on_startup=True,
-        worker_hijack_root_logger=False,
-    )
+    app.conf.update(broker_connection_retry_on_startup=True, worker_hijack_root_logger=False)
     app.conf.update(settings)
+    app.conf.broker_transport_options["global_keyprefix"] = key
     counters = Counters(app.conf.broker_url, f"{key}count-")
     add_plain_tasks(app, counters)
     add_chord_tasks(app, counters)
@@ -109,6 +106,11 @@ def add_plain_tasks(app: Celery, counters: Counters) -> None:
     def nap(seconds: float) -> float:
         time.sleep(seconds)
         return seconds
+
+    @task(name="slow_echo")
+    def slow_echo(value: Any) -> Any:
+        time.sleep(0.02)
+        return value
 
     @task(name="hold")
     def hold(name: str) -> None:

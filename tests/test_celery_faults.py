@@ -151,6 +151,23 @@ def test_children_killed_at_random(
         assert_all_right(service, results)
 
 
+@DRIVER
+def test_whole_worker_killed(
+    driver: str, redis_server: Redis, make_database: Callable[..., Database]
+) -> None:
+    """A worker gets SIGKILL with all its processes, and is started again: no result is lost."""
+    redeliver = {"visibility_timeout": 2}  # seconds until the broker gives a task to another worker
+    settings = {**LATE, "broker_transport_options": redeliver}
+    with serving(redis_server, "fork", make_database(driver), **settings) as service:
+        results = [service.app.send_task("slow_echo", (number,)) for number in range(200)]
+        for done in (20, 80):
+            wait_until(results[done].ready, timeout=60.0)
+            service.worker.kill()
+            assert not results[-1].ready()
+            service.worker.start()
+        assert_all_right(service, results)
+
+
 @pytest.mark.parametrize(
     "times", [20, pytest.param(200, marks=[pytest.mark.soak, pytest.mark.timeout(600)])]
 )
