@@ -20,49 +20,23 @@ from sessionmgr.serverlock import server_lock
 from tests.concurrency import in_children
 from tests.helpers import wait_until
 from tests.results_helpers import (
-    RESULT_DRIVERS,
     counted_statements,
     make_celery_tables,
     plain_engine,
     rows_of,
 )
-from tests.schema_helpers import database_url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
     from sqlalchemy import URL
 
-    from tests.servers import Database
+
+pytest_plugins = ["tests.results_fixtures"]
 
 BEFORE = datetime(2024, 3, 1)  # noqa: DTZ001 - as the tables have it
 OLD, NEW = BEFORE - timedelta(days=1), BEFORE + timedelta(days=1)
 
 ONE_PER_DATABASE = pytest.mark.parametrize("url", ["psycopg", "pymysql", "sqlite"], indirect=True)
 ON_SERVERS = pytest.mark.parametrize("url", ["psycopg", "pymysql"], indirect=True)
-
-
-@pytest.fixture(params=RESULT_DRIVERS)
-def url(
-    request: pytest.FixtureRequest, make_database: Callable[..., Database], tmp_path: Path
-) -> URL | str:
-    """Return the URL of an empty database, once with each driver."""
-    return database_url(request.param, make_database, tmp_path)
-
-
-@pytest.fixture
-def store(url: URL | str) -> Iterator[ResultStore]:
-    """Open a store on it."""
-    with ResultStore(url) as opened:
-        yield opened
-
-
-@pytest.fixture
-def local(tmp_path: Path) -> Iterator[ResultStore]:
-    """Open a store in a SQLite file, for what no driver has a part in."""
-    with ResultStore(f"sqlite:///{tmp_path / 'local.db'}") as opened:
-        yield opened
 
 
 def fill(store: ResultStore, number: int, done: datetime | None, name: str = "old") -> None:

@@ -11,11 +11,9 @@ from sqlalchemy import inspect, make_url
 from sessionmgr import ResultStore, SessionManager, TaskResult
 from tests.items import Item, ItemBase, item_names
 from tests.results_helpers import (
-    RESULT_DRIVERS,
     plain_engine,
     rows_of,
 )
-from tests.schema_helpers import database_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,14 +23,7 @@ if TYPE_CHECKING:
 
     from tests.servers import Database
 
-
-@pytest.fixture(params=RESULT_DRIVERS)
-def url(
-    request: pytest.FixtureRequest, make_database: Callable[..., Database], tmp_path: Path
-) -> URL | str:
-    """Return the URL of an empty database, once with each driver."""
-    return database_url(request.param, make_database, tmp_path)
-
+pytest_plugins = ["tests.results_fixtures"]
 
 # -- where connections come from
 

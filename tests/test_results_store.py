@@ -11,7 +11,6 @@ from sqlalchemy import make_url, text
 from sessionmgr import ResultStore, TaskResult
 from sessionmgr.results.records import FIELDS
 from tests.results_helpers import (
-    RESULT_DRIVERS,
     CountingProxy,
     counted_statements,
     make_celery_tables,
@@ -21,34 +20,14 @@ from tests.schema_helpers import database_url
 from tests.servers import DRIVERS, Database
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from sqlalchemy import URL
 
+pytest_plugins = ["tests.results_fixtures"]
+
 WHEN = datetime(2024, 2, 29, 12, 30, 15)  # noqa: DTZ001 - as the table has it
-
-
-@pytest.fixture(params=RESULT_DRIVERS)
-def url(
-    request: pytest.FixtureRequest, make_database: Callable[..., Database], tmp_path: Path
-) -> URL | str:
-    """Return the URL of an empty database, once with each driver."""
-    return database_url(request.param, make_database, tmp_path)
-
-
-@pytest.fixture
-def store(url: URL | str) -> Iterator[ResultStore]:
-    """Open a store on it."""
-    with ResultStore(url) as opened:
-        yield opened
-
-
-@pytest.fixture
-def local(tmp_path: Path) -> Iterator[ResultStore]:
-    """Open a store in a SQLite file, for what no driver has a part in."""
-    with ResultStore(f"sqlite:///{tmp_path / 'local.db'}") as opened:
-        yield opened
 
 
 # -- one result

@@ -13,42 +13,30 @@ from sessionmgr.errors import ResultArgumentError, ResultTimeoutError
 from sessionmgr.results import waiting
 from sessionmgr.results.waiting import Pace
 from tests.helpers import wait_until
-from tests.results_helpers import RESULT_DRIVERS, counted_statements, rows_of
+from tests.results_helpers import counted_statements, rows_of
 from tests.results_waiting import TELLING, TIMEOUT, WHEN, Waiter, get, one_by_one, told_store
-from tests.schema_helpers import database_url
 from tests.servers import DRIVERS, Database
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from sqlalchemy import URL
+    from collections.abc import Callable
 
     from tests.servers.postgresql import PostgreSQL
 
-
-@pytest.fixture(params=RESULT_DRIVERS)
-def url(
-    request: pytest.FixtureRequest, make_database: Callable[..., Database], tmp_path: Path
-) -> URL | str:
-    """Return the URL of an empty database, once with each driver."""
-    return database_url(request.param, make_database, tmp_path)
+pytest_plugins = ["tests.results_fixtures"]
 
 
 @pytest.fixture
-def store(url: URL | str) -> Iterator[ResultStore]:
-    """Open a store on it that is prepared."""
-    with ResultStore(url) as opened:
-        opened.prepare()
-        yield opened
+def store(store: ResultStore) -> ResultStore:
+    """Prepare the store: looks are counted, and not what comes before them."""
+    store.prepare()
+    return store
 
 
 @pytest.fixture
-def local(tmp_path: Path) -> Iterator[ResultStore]:
-    """Open a prepared store in a SQLite file, for what no driver has a part in."""
-    with ResultStore(f"sqlite:///{tmp_path / 'local.db'}") as opened:
-        opened.prepare()
-        yield opened
+def local(local: ResultStore) -> ResultStore:
+    """Prepare the store in a SQLite file."""
+    local.prepare()
+    return local
 
 
 # -- by looking
