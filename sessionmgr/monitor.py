@@ -331,12 +331,21 @@ class PoolMonitor:
             return
         pool = engine.pool
         if isinstance(pool, QueuePool):
+            if not self._was_used():
+                # There is none idle. The first may be in the making: its thread initialises the
+                # dialect, and in another pool nobody would wait for that.
+                return
             # Threads that have connections of the old pool keep them until their checkin.
             engine.dispose(close=False)
             pool.dispose()
         elif self._turns is not None:
             for connection in self._present():
                 self._close_if_idle(connection)
+
+    def _was_used(self) -> bool:
+        """Tell whether a connection was ever checked out in this process."""
+        with _lock():
+            return self._past.checkouts > 0 or any(c.checkouts for c in self._open)
 
     def _close_if_idle(self, connection: OpenConnection) -> None:
         """Close a connection of a pool that has no queue to take it from first."""

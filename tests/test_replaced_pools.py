@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Engine, QueuePool, StaticPool, event, select
+from sqlalchemy import Connection, Engine, QueuePool, StaticPool, event, select
 
 from sessionmgr import SessionManager, forking
 from tests.concurrency import in_child
@@ -90,6 +90,40 @@ def test_connection_of_a_replaced_pool_without_a_queue(tmp_path: Path) -> None:
             assert used.scalar(select(7)) == 7
         [stats] = manager.stats().databases
         assert (stats.connects, stats.checked_out, stats.idle) == (1, 0, 0)
+
+
+def test_nobody_uses_a_dialect_that_is_being_initialised(
+    make_database: Callable[..., Database],
+) -> None:
+    """An engine that is invalidated in its first connect is initialised before its next."""
+    database = make_database("psycopg")
+    inside, resume = threading.Event(), threading.Event()
+    seen: list[str | None] = []
+
+    def slow_down(engine: Engine) -> None:
+        initialize = engine.dialect.initialize
+
+        def initialize_slowly(connection: Connection) -> None:
+            inside.set()
+            assert resume.wait(LONG)
+            initialize(connection)
+
+        engine.dialect.initialize = initialize_slowly  # type: ignore[method-assign]
+
+    def look(engine: Engine) -> None:
+        with engine.connect() as connection:
+            seen.append(connection.dialect.default_schema_name)
+
+    with SessionManager(slow_down, pooling="always") as manager:
+        engine = manager.get_engine(database.url)
+        with thread_that(look, engine):
+            assert inside.wait(LONG)
+            manager.invalidate(database.url)
+            with thread_that(look, engine):
+                wait_until(lambda: len(database.connections()) == 2, LONG)
+                resume.set()
+        assert seen == ["public", "public"]
+        wait_until(lambda: not database.connections(), LONG)
 
 
 def closes_at_once() -> bool:
