@@ -16,6 +16,7 @@ from sqlalchemy.pool import NullPool, Pool, QueuePool, SingletonThreadPool
 from . import exits, forking
 from .errors import ForkedSQLiteError
 from .severing import OpenConnection, forked_files, open_connections
+from .sqlite import roll_back
 from .stats import PoolCounts
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class WatchedPool(Pool):
         none comes when a ``connect`` listener failed.
         """
         with forking.gate.section():
+            if getattr(self._dialect, "name", "") == "sqlite":
+                roll_back(connection)
             try:
                 super()._close_connection(connection, terminate=terminate)
             finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ __all__ = (
     "is_missing_file",
     "leave_mutexes",
     "open_file",
+    "roll_back",
 )
 
 FileIdentity = tuple[int, int]
@@ -72,6 +74,18 @@ def open_file(dbapi_connection: DBAPIConnection) -> FileIdentity | None:
     except OSError:  # deleted since, or inside a virtual file system of its own
         return None
     return status.st_dev, status.st_ino
+
+
+def roll_back(dbapi_connection: DBAPIConnection) -> None:
+    """End a transaction on a connection that is about to be closed.
+
+    Python closes it for good only once nothing refers to its cursors any more, and the traceback
+    of an error in the midst of a statement does. Until then it would keep the file's locks:
+    https://www.sqlite.org/c3ref/close.html.
+    """
+    if getattr(dbapi_connection, "in_transaction", False):
+        with suppress(Exception):  # then it is closed as it is
+            dbapi_connection.rollback()
 
 
 # Numbers of SQLite's static mutexes, https://www.sqlite.org/c3ref/c_mutex_fast.html: main,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import random
 import signal
+import sqlite3
 import sys
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +20,7 @@ from tests.servers import DRIVERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from sqlalchemy import URL
 
@@ -93,3 +96,14 @@ def test_interrupted_statement_leaves_no_answer_behind(
     wrong, interrupted = run_program(interrupt, make, make_database(driver).url)
     assert wrong == []
     assert interrupted > INTERRUPTS / 2  # Python drops what is raised in a finalizer
+
+
+def test_transaction_that_is_given_up_leaves_no_lock_on_a_sqlite_file(tmp_path: Path) -> None:
+    """No lock stays after an error that is not the driver's, though it is still looked at."""
+    file = tmp_path / "one.db"
+    with ResultStore(f"sqlite:///{file}") as store:
+        with pytest.raises(UnicodeEncodeError) as caught:
+            store.chords.part_returned("chord", "\udc80", 0, "SUCCESS", b"")
+        with closing(sqlite3.connect(file, timeout=0)) as another:
+            another.execute("BEGIN IMMEDIATE")
+        assert caught.tb is not None
