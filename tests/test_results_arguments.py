@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from datetime import date
+from datetime import date, datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,18 +25,30 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from sqlalchemy import URL as DatabaseURL  # noqa: N811 - URL is a text here
+
     from tests.servers import Database
 
 PASSWORD = "s3cr3t-w0rd"
 URL = f"postgresql+psycopg://app:{PASSWORD}@nowhere.invalid/results"
 
 
+FIRST = datetime.min.replace(tzinfo=timezone(timedelta(hours=5)))
+"""The first moment of a time zone, before those of UTC."""
+
+
 @pytest.fixture(params=RESULT_DRIVERS)
-def store(
+def url(
     request: pytest.FixtureRequest, make_database: Callable[..., Database], tmp_path: Path
-) -> Iterator[ResultStore]:
-    """Open a store on an empty database, once with each driver."""
-    with ResultStore(database_url(request.param, make_database, tmp_path)) as opened:
+) -> DatabaseURL | str:
+    """Return the URL of an empty database, once with each driver."""
+    return database_url(request.param, make_database, tmp_path)
+
+
+@pytest.fixture
+def store(url: DatabaseURL | str) -> Iterator[ResultStore]:
+    """Open a store on it."""
+    with ResultStore(url) as opened:
         yield opened
 
 
@@ -103,7 +115,7 @@ def test_nothing_that_is_shown_has_a_password() -> None:
 
 
 @pytest.mark.parametrize(
-    "task_id", [None, "", 5, 0, b"5", uuid.UUID(int=5), "5\0", ["5"]], ids=repr
+    "task_id", [None, "", 5, 0, b"5", uuid.UUID(int=5), "5\0", "5\udc80", ["5"]], ids=ascii
 )
 def test_id_that_is_none(local: ResultStore, task_id: Any) -> None:
     """Every method refuses what cannot be an id, by name."""
@@ -113,6 +125,7 @@ def test_id_that_is_none(local: ResultStore, task_id: Any) -> None:
         lambda: local.get(task_id),
         lambda: local.exists(task_id),
         lambda: local.get_many([task_id]),
+        lambda: local.wait([task_id]),
         lambda: local.forget([task_id]),
     ):
         with pytest.raises(ResultArgumentError, match="task_id is a text"):
@@ -124,9 +137,10 @@ def test_id_that_is_none(local: ResultStore, task_id: Any) -> None:
 
 @pytest.mark.parametrize("task_ids", ["abc", None, 5, b"abc"], ids=repr)
 def test_ids_that_are_none(local: ResultStore, task_ids: Any) -> None:
-    """get_many does not take one text for its characters, nor what holds nothing."""
-    with pytest.raises(ResultArgumentError, match="task_ids is a list"):
-        local.get_many(task_ids)
+    """No method takes one text for its characters, nor what holds nothing."""
+    for call in (local.get_many, local.wait):
+        with pytest.raises(ResultArgumentError, match="task_ids is a list"):
+            call(task_ids)
 
 
 @pytest.mark.parametrize("driver", ["pymysql", "mysqlclient"])
@@ -172,6 +186,7 @@ def test_id_too_long(store: ResultStore) -> None:
         ({"children": []}, "children of task '1' is bytes"),
         ({"date_done": "2024-01-01"}, "date_done of task '1' is a datetime, not str"),
         ({"date_done": date(2024, 1, 1)}, "date_done of task '1' is a datetime, not date"),
+        ({"date_done": FIRST}, "date_done of task '1': 0001-01-01T00:00:00+05:00 is out of the"),
         ({"traceback": b"text"}, "traceback of task '1' is a text, not bytes"),
         ({"nmae": "x"}, "no field 'nmae'; name 'args'"),
         ({"name": "x"}, "'name': this store is not extended; make it with extended=True"),
@@ -188,6 +203,43 @@ def test_value_of_a_wrong_kind(local: ResultStore, values: dict[str, Any], text:
             local.store_many([TaskResult("0", "SUCCESS"), TaskResult("1", **given)])
         assert text in str(caught.value)
     assert local.get_many(["0", "1"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"name": b"text"}, "name of task '1' is a text, not bytes"),
+        ({"worker": 5}, "worker of task '1' is a text, not int"),
+        ({"queue": ["q"]}, "queue of task '1' is a text, not list"),
+        ({"retries": "5"}, "retries of task '1' is a whole number, not str"),
+        ({"retries": True}, "retries of task '1' is a whole number, not bool"),
+    ],
+)
+def test_extended_value_of_a_wrong_kind(tmp_path: Path, values: dict[str, Any], text: str) -> None:
+    """Extended fields are checked as well: SQLite would keep anything, PostgreSQL cast it."""
+    with ResultStore(f"sqlite:///{tmp_path / 'local.db'}", extended=True) as store:
+        for call in (
+            lambda: store.store("1", "FAILURE", **values),
+            lambda: store.store_many([TaskResult("1", "FAILURE", **values)]),
+        ):
+            with pytest.raises(ResultArgumentError) as caught:
+                call()
+            assert text in str(caught.value)
+
+
+def test_cleanup_before_all_time(local: ResultStore) -> None:
+    """A time that UTC has no date for is refused."""
+    with pytest.raises(ResultArgumentError, match="before: 0001-01-01"):
+        local.cleanup(FIRST)
+
+
+def test_extended_text_of_any_kind_is_kept(url: DatabaseURL | str) -> None:
+    """What a database refuses in a text is written out here too."""
+    with ResultStore(url, extended=True) as store:
+        store.store("1", "FAILURE", name="a\0b", worker="\udcff", queue="ü")
+        found = store.get("1")
+    assert found is not None
+    assert (found.name, found.worker, found.queue) == ("a\\x00b", "\\udcff", "ü")
 
 
 def test_store_many_takes_results(local: ResultStore) -> None:

@@ -149,7 +149,7 @@ def test_hopeless_error_is_raised(store: ResultStore) -> None:
 @pytest.mark.parametrize(
     ("arguments", "options", "says"),
     [
-        (("123",), {}, "task_ids is a collection of ids, not the text '123'"),
+        (("123",), {}, "task_ids is a list of ids, or another iterable, not '123'"),
         ((["1"], "1"), {}, "timeout is a number of seconds, not"),
         ((["1"], float("nan")), {}, "timeout is a number of seconds, not"),
         ((["1"],), {"max_interval": 0}, "max_interval is a number of seconds above 0, not 0"),

@@ -13,22 +13,25 @@ from .records import EXTENDED, READY_STATES, utc_now
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ("check_bytes", "check_id", "check_ids", "check_values")
+__all__ = ("check_bytes", "check_id", "check_ids", "check_values", "in_utc")
 
 _BYTES = ("result", "children", "args", "kwargs", "stamps")
+_TEXTS = ("traceback", "name", "worker", "queue")
 
 
 def check_id(given: Any, name: str = "task_id") -> str:
     """Give an id, if it is one.
 
-    MySQL would take the number 5 for every id that begins with a 5. PostgreSQL keeps no NUL.
+    MySQL would take the number 5 for every id that begins with a 5. PostgreSQL keeps no NUL,
+    and half of a surrogate pair cannot be sent to any database.
 
-    :raises ResultArgumentError: when it is no text, empty, or has a NUL character in it.
+    :raises ResultArgumentError: when it is no text, empty, or has such a character in it.
     """
-    if isinstance(given, str) and given and "\0" not in given:
+    if isinstance(given, str) and given and "\0" not in given and _is_unicode(given):
         return given
     raise ResultArgumentError(
-        f"{name} is a text that is not empty, without NUL characters, not {hide_secrets(given)}"
+        f"{name} is a text that is not empty, without NUL characters and lone surrogates, not"
+        f" {hide_secrets(given)}"
     )
 
 
@@ -56,8 +59,24 @@ def check_bytes(name: str, task_id: str, given: Any) -> None:
     """
     if given is not None and not isinstance(given, bytes):
         raise ResultArgumentError(
-            f"{name} of task {task_id!r} is bytes, not {type(given).__name__}: encode it first"
+            f"{name} of task {task_id!r} is bytes, not {_kind(given)}: encode it first"
         )
+
+
+def in_utc(when: datetime, name: str) -> datetime:
+    """Give a time as the rows have it; without a time zone it is UTC.
+
+    :param name: how error texts call it.
+    :raises ResultArgumentError: when the years do not reach that far.
+    """
+    if when.tzinfo is None:
+        return when
+    try:
+        return when.astimezone(timezone.utc).replace(tzinfo=None)
+    except OverflowError:
+        raise ResultArgumentError(
+            f"{name}: {when.isoformat()} is out of the range of dates in UTC"
+        ) from None
 
 
 def check_values(fields: Mapping[str, Any], further: Mapping[str, Any], *, extended: bool) -> Any:
@@ -82,27 +101,45 @@ def check_values(fields: Mapping[str, Any], further: Mapping[str, Any], *, exten
     check_id(values["status"], "status")
     for name in _BYTES:
         check_bytes(name, task_id, values.get(name))
-    values["traceback"] = _text(task_id, values["traceback"])
+    for name in _TEXTS:
+        if values.get(name) is not None:
+            values[name] = _text(name, task_id, values[name])
+    _check_number("retries", task_id, values.get("retries"))
     values["date_done"] = _date(task_id, values["date_done"], values["status"])
     return values
 
 
-def _text(task_id: str, traceback: Any) -> str | None:
-    """Give a traceback without what a database refuses: file names and messages may have it."""
-    if traceback is None:
-        return None
-    if not isinstance(traceback, str):
+def _text(name: str, task_id: str, given: Any) -> str:
+    """Give a text without what a database refuses: file names and messages may have it."""
+    if not isinstance(given, str):
+        raise ResultArgumentError(f"{name} of task {task_id!r} is a text, not {_kind(given)}")
+    return given.replace("\0", "\\x00").encode(errors="backslashreplace").decode()
+
+
+def _check_number(name: str, task_id: str, given: Any) -> None:
+    if given is not None and (not isinstance(given, int) or isinstance(given, bool)):
         raise ResultArgumentError(
-            f"traceback of task {task_id!r} is a text, not {type(traceback).__name__}"
+            f"{name} of task {task_id!r} is a whole number, not {_kind(given)}"
         )
-    return traceback.replace("\0", "\\x00").encode(errors="backslashreplace").decode()
+
+
+def _kind(given: Any) -> str:
+    return type(given).__name__
+
+
+def _is_unicode(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _date(task_id: str, done: Any, status: str) -> datetime | None:
     if done is None:
         return utc_now() if status in READY_STATES else None
     if not isinstance(done, datetime):
-        raise ResultArgumentError(
-            f"date_done of task {task_id!r} is a datetime, not {type(done).__name__}"
-        )
-    return done if done.tzinfo is None else done.astimezone(timezone.utc).replace(tzinfo=None)
+        raise ResultArgumentError(f"date_done of task {task_id!r} is a datetime, not {_kind(done)}")
+    return in_utc(done, f"date_done of task {task_id!r}")

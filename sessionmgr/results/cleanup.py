@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from sessionmgr.errors import EngineOptionsError, ResultArgumentError
 from sessionmgr.options import check_count
 from sessionmgr.serverlock import server_lock
 from sessionmgr.urls import hide_secrets
+
+from .arguments import in_utc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -124,7 +126,7 @@ def naive_utc(before: datetime) -> datetime:
     """
     if not isinstance(before, datetime):
         raise ResultArgumentError(f"before is a datetime, not {hide_secrets(before)}")
-    return before if before.tzinfo is None else before.astimezone(timezone.utc).replace(tzinfo=None)
+    return in_utc(before, "before")
 
 
 def expiring_tables(connection: Connection, tables: ResultTables) -> list[ExpiringTable]:

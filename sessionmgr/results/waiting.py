@@ -14,6 +14,7 @@ from sessionmgr.errors import ResultArgumentError, ResultTimeoutError
 from sessionmgr.transient import is_transient
 from sessionmgr.urls import hide_secrets
 
+from .arguments import check_ids
 from .notify import listener_of
 
 if TYPE_CHECKING:
@@ -96,13 +97,12 @@ class Waiting:
         max_interval: float,
         on_interval: Callable[[], object] | None,
     ) -> None:
-        if isinstance(task_ids, str):
-            raise ResultArgumentError(f"task_ids is a collection of ids, not the text {task_ids!r}")
+        ids = check_ids(task_ids)
         if timeout is not None:
             _check_seconds("timeout", timeout)
         _check_seconds("max_interval", max_interval, above=0.0)
         self._store = store
-        self._open = dict.fromkeys(task_ids)  # a set that keeps the order, for error texts
+        self._open = dict.fromkeys(ids)  # a set that keeps the order, for error texts
         self._count = len(self._open)
         self._start = monotonic()
         self._deadline = math.inf if timeout is None else self._start + timeout
