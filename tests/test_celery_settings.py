@@ -14,6 +14,7 @@ from celery import Celery
 from celery.app.defaults import NAMESPACES
 from celery.app.task import Context
 from celery.exceptions import BackendStoreError, ImproperlyConfigured
+from celery.exceptions import TimeoutError as CeleryTimeoutError
 from sqlalchemy import event, inspect, select
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import defer
@@ -379,3 +380,11 @@ def test_old_pickles_are_told_of(
     backend.store.store("1", "SUCCESS", pickle.dumps({"answer": 42}))
     assert backend.get_result("1") == {"answer": 42}
     assert "pickle" in caplog.text
+
+
+def test_waits_with_any_interval(make_backend: Callable[..., DatabaseBackend]) -> None:
+    """An ``interval`` of 0 is as short a pause as can be, and no error."""
+    backend = make_backend()
+    for interval in (0, 0.0, None):
+        with pytest.raises(CeleryTimeoutError):
+            backend.app.AsyncResult("1").get(timeout=0.02, interval=interval)

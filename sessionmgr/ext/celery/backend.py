@@ -50,6 +50,9 @@ RETRYABLE = (
     PoolTimeoutError,
 )
 
+#: Seconds between two looks, for those who ask for 0: as fast as they can.
+SHORTEST_INTERVAL = 0.001
+
 #: The first byte of every pickle since protocol 2.
 PICKLE_MARK = b"\x80"
 
@@ -274,7 +277,7 @@ class DatabaseBackend(ChordCounting, BaseBackend):  # type: ignore[misc]  # Cele
         on_interval: Callable[[], object] | None,
         max_iterations: int | None = None,
     ) -> Iterator[TaskResult]:
-        longest = 0.5 if interval is None else interval
+        longest = 0.5 if interval is None else max(interval, SHORTEST_INTERVAL)
         if max_iterations:
             timeout = (max_iterations - 1) * longest
         try:
