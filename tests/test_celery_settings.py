@@ -388,3 +388,16 @@ def test_waits_with_any_interval(make_backend: Callable[..., DatabaseBackend]) -
     for interval in (0, 0.0, None):
         with pytest.raises(CeleryTimeoutError):
             backend.app.AsyncResult("1").get(timeout=0.02, interval=interval)
+
+
+def test_cache_keeps_what_no_other_run_replaces(
+    make_backend: Callable[..., DatabaseBackend],
+) -> None:
+    """With ``result_cache_max``, the SUCCESS of a run after a failed one is seen."""
+    backend = make_backend(result_cache_max=10)
+    backend.store_result("1", LookupError("x"), "FAILURE")
+    assert isinstance(backend.app.AsyncResult("1").get(propagate=False), LookupError)
+    backend.mark_as_done("1", 42)
+    assert backend.app.AsyncResult("1").state == "SUCCESS"
+    assert backend.app.AsyncResult("1").get() == 42
+    assert backend.is_cached("1")

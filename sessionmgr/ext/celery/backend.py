@@ -264,7 +264,9 @@ class DatabaseBackend(ChordCounting, BaseBackend):  # type: ignore[misc]  # Cele
                 open_ids.discard(task_id)
                 yield task_id, meta
         for row in self._ended(open_ids, timeout, interval, on_interval, max_iterations):
-            meta = self._cache[row.task_id] = self._meta(row)
+            meta = self._meta(row)
+            if row.status == states.SUCCESS:  # what else there is another run may replace
+                self._cache[row.task_id] = meta
             if on_message is not None:
                 on_message(meta)
             yield row.task_id, meta
