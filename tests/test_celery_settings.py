@@ -401,3 +401,21 @@ def test_cache_keeps_what_no_other_run_replaces(
     assert backend.app.AsyncResult("1").state == "SUCCESS"
     assert backend.app.AsyncResult("1").get() == 42
     assert backend.is_cached("1")
+
+
+def test_update_state_wherever_celery_allows_it(
+    make_backend: Callable[..., DatabaseBackend],
+) -> None:
+    """A task may leave out the state, and may be called as a function, without an id."""
+    backend = make_backend()
+
+    @backend.app.task(bind=True, shared=False)
+    def report(self: Any) -> int:
+        self.update_state(meta={"done": 1})
+        self.update_state(state="PROGRESS", meta={"done": 2})
+        return 42
+
+    assert report() == 42
+    report.update_state("1", meta={"done": 1})
+    result = backend.app.AsyncResult("1")
+    assert (result.state, result.info) == ("PENDING", {"done": 1})

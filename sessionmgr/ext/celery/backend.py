@@ -135,13 +135,16 @@ class DatabaseBackend(ChordCounting, BaseBackend):  # type: ignore[misc]  # Cele
 
     def _store_result(
         self,
-        task_id: str,
+        task_id: str | None,
         result: Any,
-        state: str,
+        state: str | None,
         traceback: str | None = None,
         request: Any = None,
         **kwargs: Any,
     ) -> None:
+        if task_id is None:  # a task that was called as a function; nobody can ask for this
+            return
+        state = state or states.PENDING  # update_state(meta=...) alone; the column's default
         payload = self._encoded(result)
         meta = self._get_result_meta(
             payload, state, traceback, request, format_date=False, encode=True
