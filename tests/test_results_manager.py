@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import inspect, make_url
@@ -19,11 +19,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from sqlalchemy import URL
+    from sqlalchemy import URL, Engine
 
     from tests.servers import Database
 
 pytest_plugins = ["tests.results_fixtures"]
+
+def serializable(engine: Engine) -> None:
+    """Set a level on an engine, as an ``engine_callback``."""
+    engine.update_execution_options(isolation_level="SERIALIZABLE")
+
 
 # -- where connections come from
 
@@ -144,3 +149,23 @@ def test_memory_database_is_one_for_all_threads() -> None:
         store.store_many([TaskResult("2", "SUCCESS")])
         assert store.get_many(["1", "2"]).keys() == {"1", "2"}
         assert other.get("1") is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"engine_options": {"isolation_level": "SERIALIZABLE"}},
+        {"engine_options": {"execution_options": {"isolation_level": "SERIALIZABLE"}}},
+        {"engine_callback": serializable},
+    ],
+    ids=["engine", "execution", "callback"],
+)
+def test_isolation_level_of_the_users(url: URL | str, options: dict[str, Any]) -> None:
+    """What is stored is committed at any isolation level, wherever that is said."""
+    with ResultStore(url, **options) as store:
+        assert store.store("1", "SUCCESS")
+        store.store_many([TaskResult("2", "SUCCESS")])
+        store.save_group("3", b"")
+    with ResultStore(url) as another:
+        assert another.get_many(["1", "2"]).keys() == {"1", "2"}
+        assert another.restore_group("3") is not None

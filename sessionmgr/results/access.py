@@ -149,6 +149,12 @@ class ResultAccess:
             return
         with engine.connect() as connection:
             self._mark_leaving(connection)
+            # execution_options, of the engine or by an engine_callback, go before the engine's own
+            level = connection.get_execution_options().get("isolation_level", "AUTOCOMMIT")
+            if level != "AUTOCOMMIT":
+                with connection.begin():
+                    yield connection
+                return
             with (_transaction if transaction else _whole)(connection):
                 yield connection
 
