@@ -117,7 +117,10 @@ def parse_url(dburi: str | URL) -> MaskedURL:
 def _read(text: str) -> URL:
     reason = "no URL"
     try:
+        text.encode()  # surrogates, of an argument that was not UTF-8, no driver takes
         return make_url(text)
+    except UnicodeEncodeError:
+        reason = "a character of it is none of Unicode's"
     except ValueError:
         reason = "its port is not a number"
     except ArgumentError:

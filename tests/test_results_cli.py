@@ -346,7 +346,9 @@ UNUSABLE = [
     (f"mysql+pymysql://a:{SECRET}@127.0.0.1:1/x?nosuch=1", ["unexpected keyword argument"]),
     (f"nosql://a:{SECRET}@host/x", ["nosql://a:***@host/x", "knows no 'nosql'"]),
     (f"postgresql+pg8000://a:{SECRET}@host/x", ["pip install pg8000"]),
+    (f"mysql+mysqlconnector://a:{SECRET}@host/x", ["pip install mysql-connector-python"]),
     (f"postgresql+asyncpg://a:{SECRET}@host/x", ["asynchronous"]),
+    ("sqlite:///\udcff.db", ["begins with 'sqlite://'", "Unicode"]),
     (SECRET, ["no URL", "dialect+driver://"]),
     ("sqlite:////no/such/folder/results.db", ["there is no such file", "results upgrade"]),
     ("sqlite://", ["no table celery_taskmeta", "--table", "results upgrade"]),
@@ -356,7 +358,7 @@ UNUSABLE = [
 @pytest.mark.parametrize(
     ("url", "words"),
     UNUSABLE,
-    ids=lambda value: "" if isinstance(value, list) else value.replace(SECRET, "_"),
+    ids=lambda value: "" if isinstance(value, list) else ascii(value.replace(SECRET, "_")),
 )
 def test_unusable_url(url: str, words: list[str]) -> None:
     """What cannot be used is one line that names the database and the next step, and status 2."""

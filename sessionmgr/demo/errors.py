@@ -25,6 +25,7 @@ _PACKAGES = {
     "psycopg2": "'sessionmgr[psycopg2]'",
     "pymysql": "'sessionmgr[pymysql]'",
     "MySQLdb": "'sessionmgr[mysqlclient]'",
+    "mysql": "mysql-connector-python",
 }
 
 _HINT = re.compile(r"\s*Is the server running.*?\?", re.DOTALL)
