@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import re
+import sys
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
@@ -74,6 +76,9 @@ def results() -> None:
     Exit status: 0 if all went well, 1 if a task is unknown, 2 if the usage is wrong or the
     database cannot be used.
     """
+    for stream in (sys.stdout, sys.stderr):  # a row may hold what a terminal has no character for
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _on_store(*, needs_tasks: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -336,7 +336,18 @@ def test_ddl_of_a_file_that_is_not_there(local: URL) -> None:
     assert not Path(str(local.database)).exists()
 
 
-# -- errors
+# -- terminals and errors
+
+
+def test_terminal_without_the_characters(local: URL) -> None:
+    """What a terminal has no character for is written out."""
+    with ResultStore(local, extended=True) as store:
+        store.store("1", "SUCCESS", "naïve".encode())
+    command = [sys.executable, "-m", "sessionmgr", "results", "show", "--url", shown(local), "1"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert told.returncode == 0, told.stderr
+    assert "na\\xefve" in told.stdout
 
 
 UNUSABLE = [
