@@ -183,7 +183,7 @@ class Listener:
     def _have_all_look(self) -> None:
         """Tell those who wait that results may have come without a word."""
         with self._lock:
-            for ear in self._joined:
+            for ear in tuple(self._joined):  # a collected wait() may leave in the midst of this
                 ear.all = True
                 ear.woken.notify()
 
