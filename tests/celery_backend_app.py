@@ -33,7 +33,8 @@ KEY = "SESSIONMGR_TEST_CELERY_KEY"
 """The environment variable with what the keys of a worker's application begin with."""
 
 PUBLISHING_DIES = "SESSIONMGR_TEST_PUBLISHING_DIES"
-"""The environment variable that has the process be killed that is the first to publish `total`."""
+"""The environment variable with a number: the process that publishes the task `total` that often,
+counted over all processes, is killed as it does."""
 
 engines: list[Engine] = []
 """The engines that :func:`note_engine` was given in this process."""
@@ -201,16 +202,17 @@ def flat(values: Any) -> list[int]:
     return [number for value in values or () for number in flat(value)]
 
 
-def die_at_first_publishing(counters: Counters) -> None:
-    """Have the process be killed that is the first to publish ``total``: it, and no other."""
+def die_at_publishing(number: int, counters: Counters) -> None:
+    """Have the process be killed that publishes ``total`` for the n-th time, and no other."""
 
     @before_task_publish.connect(weak=False)
     def die(sender: str = "", **_: object) -> None:
-        if sender == "total" and counters.add("publishing") == 1:
+        if sender == "total" and counters.add("publishing") == number:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 if SETTINGS in os.environ:
     app = make_app(json.loads(os.environ[SETTINGS]), os.environ[KEY])
     if PUBLISHING_DIES in os.environ:
-        die_at_first_publishing(Counters(app.conf.broker_url, f"{os.environ[KEY]}count-"))
+        counters = Counters(app.conf.broker_url, f"{os.environ[KEY]}count-")
+        die_at_publishing(int(os.environ[PUBLISHING_DIES]), counters)

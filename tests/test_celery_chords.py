@@ -15,7 +15,7 @@ from tests.helpers import wait_until
 from tests.results_helpers import counted_statements, make_celery_tables, rows_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from celery import Celery
     from celery.canvas import Signature
@@ -172,6 +172,56 @@ def test_group_as_callback(counting: Service) -> None:
     assert result.get(timeout=60.0) == [3, 3]
 
 
+def chords_as_callbacks(app: Celery) -> dict[str, tuple[Any, int]]:
+    """Return what has a chord as the callback of a chord -> its result."""
+    add, total = signatures(app)
+
+    def totals() -> group:
+        return group([total(), total()], app=app)
+
+    inner = chord(totals(), total(), app=app)
+    innermost = chord(totals(), chord(totals(), total(), app=app), app=app)
+    return {
+        "chain of groups": (chain(group([add(1), add(2)], app=app), totals(), total(), app=app), 6),
+        "chord": (chord([add(1), add(2)], inner, app=app), 6),
+        "chord of a chord": (chord([add(1), add(2)], innermost, app=app), 12),
+    }
+
+
+ONE_CONNECTION = {"database_engine_options": {"pool_size": 1, "max_overflow": 0, "pool_timeout": 5}}
+"""Settings with which a process has one connection to its database."""
+
+
+FRUGAL = (*CHORD_SERVICES, ("threads", "psycopg"), ("gevent", "psycopg"))
+
+
+@pytest.fixture(params=FRUGAL, ids="-".join)
+def frugal(
+    request: pytest.FixtureRequest, redis_server: Redis, make_database: Callable[..., Database]
+) -> Iterator[Service]:
+    """Run a worker with one connection in each process, for each kind of database."""
+    pool, driver = request.param
+    database = None if driver == "sqlite" else make_database(driver)
+    with serving(redis_server, pool, database, **ONE_CONNECTION) as service:
+        yield service
+
+
+def test_chord_as_callback_of_a_chord(frugal: Service) -> None:
+    """A callback that is a chord is begun with the connection that the last part has."""
+    for body, (signature, expected) in chords_as_callbacks(frugal.app).items():
+        assert signature.apply_async().get(timeout=30.0) == expected, body
+
+
+def test_failing_part_of_a_chord_as_callback(frugal: Service) -> None:
+    """It fails the callback of that chord, also while the chord is still being published."""
+    add, total = signatures(frugal.app)
+    fail = frugal.app.signature("fail", ("bad part",), immutable=True)
+    inner = chord([fail] + [total()] * 50, total(), app=frugal.app)
+    result = chord([add(1), add(2)], inner, app=frugal.app).apply_async()
+    with pytest.raises(ChordError, match="bad part"):
+        frugal.app.AsyncResult(result.id).get(timeout=30.0)
+
+
 def test_failing_part_fails_the_callback(counting: Service) -> None:
     """The callback fails with a ChordError that names the part, and its errback is called once."""
     app, name = counting.app, uuid()
@@ -271,6 +321,23 @@ def test_last_part_whose_worker_is_killed_before_it_goes_on(
         assert result.get(timeout=60.0) == 10
         runs_settle(service, name, 1)
         assert service.counters.value("publishing") == 2
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "pymysql", "sqlite"])
+def test_worker_killed_while_it_publishes_a_chord(
+    driver: str, redis_server: Redis, make_database: Callable[..., Database]
+) -> None:
+    """A process is killed that has published a part of a chord: its callback runs once."""
+    database = None if driver == "sqlite" else make_database(driver)
+    environment = {PUBLISHING_DIES: "2"}
+    with serving(redis_server, "fork", database, environment=environment, **LATE) as service:
+        app, name = service.app, uuid()
+        add, total = signatures(app)
+        inner = chord([total(), total()], total(name), app=app)
+        result = chord([add(i) for i in range(5)], inner, app=app).apply_async()
+        assert result.get(timeout=60.0) == 20
+        runs_settle(service, name, 1)
+        assert service.counters.value("publishing") == 5
 
 
 def test_without_tables_for_chords(

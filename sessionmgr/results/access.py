@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import threading
+from contextlib import contextmanager, nullcontext
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from sessionmgr.config import EngineCallback
 
+    from .chords import ChordBegun
     from .statements import Statements
     from .tables import ResultTables
 
@@ -49,6 +51,51 @@ _BEGIN = {
     "mariadb": ("SET TRANSACTION ISOLATION LEVEL READ COMMITTED", "BEGIN"),
     "sqlite": ("BEGIN IMMEDIATE",),
 }
+
+
+class _Lent:
+    """A transaction that the calls of a thread are part of, for as long as something else lasts.
+
+    A second connection may not be had, or wait for the first for ever: on SQLite it would.
+    """
+
+    def __init__(self, statements: Statements, connection: Connection, depth: int) -> None:
+        self.statements = statements
+        self.depth = depth
+        self._connection = connection
+        self._error: BaseException | None = None
+        #: Whether a call was part of it.
+        self.used = False
+        #: The ids of the chords that are to be begun in it -> what is known of them.
+        self.begun: dict[str, ChordBegun] = {}
+
+    def call(
+        self, work: Callable[[Statements, Connection], Answer], *, transaction: bool
+    ) -> Answer:
+        """Do work. After the database's error there is no transaction any more: nothing is done.
+
+        :param transaction: undo it when it raises something else.
+        """
+        self.check()
+        self.used = True
+        try:
+            with _savepoint(self._connection, self.depth) if transaction else nullcontext():
+                return work(self.statements, self._connection)
+        except BaseException as error:
+            if isinstance(error, SQLAlchemyError) or not transaction:
+                self._error = error
+            raise
+
+    def check(self) -> None:
+        """Raise the error of a call again, whoever has caught it."""
+        if self._error is not None:
+            raise self._error
+
+
+class _Thread(threading.local):
+    """What a thread's calls are part of, if anything."""
+
+    lent: _Lent | None = None
 
 
 class ResultAccess:
@@ -97,6 +144,7 @@ class ResultAccess:
         # guards that the tables are looked at once
         self._lock = forking.ProcessLock()
         self._statements: Statements | None = None
+        self._thread = _Thread()
 
     def describe(self) -> str:
         """Name the database, without secrets."""
@@ -123,6 +171,8 @@ class ResultAccess:
         :param transaction: do it in one transaction; else each statement is one.
         :param attempts: how often to try; default: as the store was told.
         """
+        if self._thread.lent is not None:
+            return self._thread.lent.call(work, transaction=transaction)
         attempts = attempts or self._attempts
 
         def attempt() -> Answer:
@@ -136,6 +186,21 @@ class ResultAccess:
             if attempts == 1 or not is_transient(error):
                 raise
         return transient_retries(attempts - 1)(attempt)  # the first of them at once
+
+    @contextmanager
+    def _lending(self, statements: Statements, connection: Connection) -> Iterator[_Lent]:
+        """Have the calls of this thread be part of a connection's transaction during a block.
+
+        If one of them fails, so does the block.
+        """
+        before = self._thread.lent
+        depth = 0 if before is None else before.depth + 1
+        self._thread.lent = lent = _Lent(statements, connection, depth)
+        try:
+            yield lent
+        finally:
+            self._thread.lent = before
+        lent.check()
 
     @contextmanager
     def _connect(self, *, transaction: bool = False) -> Iterator[Connection]:
@@ -171,6 +236,8 @@ class ResultAccess:
     def _prepared(self) -> Statements:
         if self._statements is not None:
             return self._statements
+        if self._thread.lent is not None:
+            return self._thread.lent.statements
         with self._lock():
             if self._statements is None:
                 statements = prepare(self, self._engine())
@@ -206,6 +273,24 @@ def _transaction(connection: Connection) -> Iterator[None]:
         _roll_back(connection)
         raise
     connection.exec_driver_sql("COMMIT")
+
+
+@contextmanager
+def _savepoint(connection: Connection, depth: int) -> Iterator[None]:
+    """Make a part of a transaction that can be undone alone.
+
+    :param depth: of how many others it is a part; MySQL forgets one when another has its name.
+    """
+    name = f"sessionmgr_{depth}"
+    connection.exec_driver_sql(f"SAVEPOINT {name}")
+    try:
+        yield
+    except SQLAlchemyError:
+        raise  # then all is undone
+    except BaseException:
+        connection.exec_driver_sql(f"ROLLBACK TO SAVEPOINT {name}")
+        raise
+    connection.exec_driver_sql(f"RELEASE SAVEPOINT {name}")
 
 
 def _roll_back(connection: Connection) -> None:

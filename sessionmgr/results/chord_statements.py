@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import DateTime, Integer, bindparam, delete, func, literal, select, update
+from sqlalchemy import (
+    DateTime,
+    Integer,
+    bindparam,
+    case,
+    delete,
+    exists,
+    func,
+    literal,
+    select,
+    update,
+)
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from .upsert import IGNORED, MYSQL
@@ -38,9 +49,14 @@ class ChordStatements:
         row = {"group_id": bindparam("group"), "added": 0, "returned": 0, "date_done": now}
         unknown = {"size": None, "fired": None}
 
-        anew = {**row, **unknown}
-        del anew["group_id"]
-        self.begin = _make_or_change(dialect, chord, {**row, **unknown}, anew)
+        initial = {**row, **unknown}
+        over = chord.c.fired.is_not(None)
+        anew: dict[str, Any] = {
+            name: case((over, initial[name]), else_=chord.c[name])
+            for name in ("size", "added", "returned")
+        }
+        anew.update(date_done=now, fired=None)  # the last: MySQL assigns one after the other
+        self.begin = _make_or_change(dialect, chord, initial, anew)
         size: dict[str, Any] = {"size": bindparam("size")}
         self.resize = _make_or_change(dialect, chord, {**row, **size}, size)
         more = {"returned": chord.c.returned + 1}
@@ -53,6 +69,7 @@ class ChordStatements:
         chosen = select(part.c.task_id, part.c.status, part.c.result)
         self.parts = chosen.where(its_parts).order_by(part.c.position)
         self.forget = delete(part).where(its_parts)
+        self.forget_late = self.forget.where(exists(select(1).where(this_chord, over)))
 
     def count(self, connection: Connection, row: Mapping[str, Any]) -> Any:
         """Count a part, unless it was counted before.
@@ -126,7 +143,7 @@ def _make_or_change(
     dialect: str, table: Table, row: Mapping[str, Any], changes: Mapping[str, Any]
 ) -> Any:
     if dialect in MYSQL:
-        return mysql.insert(table).values(row).on_duplicate_key_update(changes)
+        return mysql.insert(table).values(row).on_duplicate_key_update(list(changes.items()))
     native: Any = postgresql if dialect == "postgresql" else sqlite
     statement = native.insert(table).values(row)
     return statement.on_conflict_do_update(index_elements=[table.c.group_id], set_=changes)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .statements import Statements
     from .store import ResultStore
 
-__all__ = ("ChordPart", "Chords")
+__all__ = ("ChordBegun", "ChordPart", "Chords")
 
 #: The position of a part that has none: after all others.
 LAST = 2**31 - 1
@@ -38,6 +38,18 @@ class ChordPart:
     result: bytes | None = field(repr=False)
 
 
+@dataclass(slots=True)
+class ChordBegun:
+    """A chord that is applied while the callback of another one is published.
+
+    :param go_on: goes on from it.
+    :param size: how many parts it has, once that is known.
+    """
+
+    go_on: Callable[[], object] | None
+    size: int | None = None
+
+
 class Chords:
     """The chords of a store: of each, its size and the parts that have returned.
 
@@ -45,6 +57,13 @@ class Chords:
     the size. The right to go on belongs to who sets ``fired``: that row stays locked until the
     callback is published, so when a worker is killed in between the database takes the right
     back, and the part, delivered again, has another try.
+
+    A callback may be a chord. What the publishing thread writes meanwhile belongs to the same
+    transaction. That chord's own row is written last: its parts may return by then, and must not
+    wait for a lock for as long as publishing takes, for a driver that knows nothing of greenlets
+    would stop the publishing one as well. So they may all have returned before the number of
+    them is known, and then it goes on in that transaction too. If that is rolled back, nobody has
+    seen the number; the chord is published again, and what has returned stays counted.
     """
 
     def __init__(self, store: ResultStore) -> None:
@@ -54,13 +73,30 @@ class Chords:
         """Tell whether the database has the tables, and a way to count in them."""
         return self._store._prepared().chords is not None
 
-    def begin(self, group_id: str) -> None:
-        """Begin to count; a chord that was applied before with this id is forgotten."""
-        self._execute("forget", "begin", group=group_id, now=utc_now())
+    def begin(self, group_id: str, go_on: Callable[[], object] | None = None) -> None:
+        """Begin to count; a chord with this id that has gone on is forgotten.
+
+        One that has not is applied twice, as its message was delivered twice: then parts may
+        return meanwhile, and none may be forgotten.
+
+        :param group_id: the chord's header.
+        :param go_on: is called, before :meth:`fire` returns, when this is called while that
+            publishes and all parts have returned by its end. It is to call :meth:`fire` for
+            this chord.
+        """
+        lent = self._store._thread.lent
+        if lent is None:
+            self._execute("forget_late", "begin", group=group_id, now=utc_now())
+        else:
+            lent.begun[group_id] = ChordBegun(go_on)
 
     def set_size(self, group_id: str, size: int) -> None:
-        """Tell how many parts there are, once that is known: parts may have returned by then."""
-        self._execute("resize", group=group_id, size=size, now=utc_now())
+        """Tell how many parts there are, before the last is sent; others may have returned."""
+        lent = self._store._thread.lent
+        if lent is None or group_id not in lent.begun:
+            self._execute("resize", group=group_id, size=size, now=utc_now())
+        else:
+            lent.begun[group_id].size = size
 
     def add(self, group_id: str) -> None:
         """Tell of one part more."""
@@ -89,8 +125,7 @@ class Chords:
         }
 
         def count(statements: Statements, connection: Connection) -> bool:
-            returned, size, added, fired = self._known(statements).count(connection, row)
-            return fired is None and size is not None and returned >= size + added
+            return _is_complete(self._known(statements).count(connection, row))
 
         at_once = self._known(self._store._prepared()).counts_at_once
         return self._store._call(count, transaction=not at_once)
@@ -100,20 +135,24 @@ class Chords:
 
         :param group_id: the chord's header.
         :param publish: is called with the parts, in their order, while others who try the same
-            wait. If it raises, the right to go on is given back.
+            wait. What it calls of the store, in this thread, has this call's connection and
+            transaction. If it raises, the right to go on is given back.
         :return: whether this call went on.
         """
-        published = False
+        published = undone = False
 
         def work(statements: Statements, connection: Connection) -> bool:
-            nonlocal published
+            nonlocal published, undone
             known, values = self._known(statements), {"group": group_id, "now": utc_now()}
             if not connection.execute(known.claim, values).rowcount:
                 return published  # by this call: the answer to its commit was lost
-            if not published:
-                rows = connection.execute(known.parts, values)
-                publish([ChordPart(*row) for row in rows])
-                published = True
+            if not published or undone:
+                parts = [ChordPart(*row) for row in connection.execute(known.parts, values)]
+                with self._store._lending(statements, connection) as lent:
+                    publish(parts)
+                    while lent.begun:
+                        self._begin_late(*lent.begun.popitem())
+                published, undone = True, lent.used  # undone, if this is not committed
             connection.execute(known.forget, values)
             return True
 
@@ -132,6 +171,19 @@ class Chords:
 
     # -- inside
 
+    def _begin_late(self, group_id: str, begun: ChordBegun) -> None:
+        """Begin to count after parts were sent, in the transaction of the call that sent them."""
+
+        def work(statements: Statements, connection: Connection) -> bool:
+            known = self._known(statements)
+            values = {"group": group_id, "now": utc_now(), "size": begun.size}
+            for statement in (known.forget_late, known.begin, known.resize):
+                connection.execute(statement, values)
+            return _is_complete(connection.execute(known.look, values).one())
+
+        if self._store._call(work) and begun.go_on is not None:
+            begun.go_on()
+
     def _execute(self, *names: str, **values: Any) -> None:
         def work(statements: Statements, connection: Connection) -> None:
             for name in names:
@@ -146,3 +198,8 @@ class Chords:
                 " count with. Create them with 'python -m sessionmgr results upgrade'"
             )
         return statements.chords
+
+
+def _is_complete(counted: Any) -> bool:
+    returned, size, added, fired = counted
+    return fired is None and size is not None and returned >= size + added

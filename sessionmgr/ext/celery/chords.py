@@ -59,7 +59,9 @@ class ChordCounting(Backend):  # type: ignore[misc]  # Celery has no type hints
             return
         self.ensure_chords_allowed()
         group_id, results = header_result_args[0], header_result_args[1]
-        self._ensure_retryable(self.store.chords.begin, group_id)
+        self._ensure_retryable(
+            self.store.chords.begin, group_id, lambda: self._go_on(group_id, body)
+        )
         # A group among the parts: its shape is needed when the results are put together. A
         # generator's parts are not known yet.
         if isinstance(results, (list, tuple)):
