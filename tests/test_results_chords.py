@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor, wait
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import update
 from sqlalchemy.exc import DBAPIError
 
 from sessionmgr import ResultStore
+from sessionmgr.results.records import utc_now
+from sessionmgr.results.report import count_expired
 from tests.helpers import wait_until
+from tests.results_helpers import plain_engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -173,6 +178,32 @@ def test_failed_call_fails_the_publishing(store: ResultStore, url: URL | str) ->
     assert store.chords.fire("outer", lambda _: None)
     with ResultStore(url) as other:
         assert not part(other.chords, "inner", 0)
+
+
+@ONE_PER_DATABASE
+@pytest.mark.parametrize("kind", ["part", "added", "size"])
+def test_running_chord_does_not_expire(store: ResultStore, kind: str) -> None:
+    """A chord whose last part returned lately is complete, whenever it began; others expire."""
+    names = ("running", "forgotten")
+    for group_id in names:
+        store.save_group(group_id, b"header")
+        applied(store.chords, group_id, 3)
+        part(store.chords, group_id, 0)
+    with plain_engine(store.dburi) as engine, engine.begin() as connection:
+        for table in (store.tables.group, store.tables.chord, store.tables.part):
+            connection.execute(update(table).values(date_done=utc_now() - timedelta(hours=2)))
+    {
+        "part": lambda: part(store.chords, "running", 1),
+        "added": lambda: store.chords.add("running"),
+        "size": lambda: store.chords.set_size("running", 3),
+    }[kind]()
+    before = utc_now() - timedelta(hours=1)
+    assert sum(count_expired(store, before).values()) == 3
+    assert store.cleanup(before) == 3
+    assert [store.restore_group(group_id) is not None for group_id in names] == [True, False]
+    rest = range(1, 4 if kind == "added" else 3)
+    assert [part(store.chords, "running", i) for i in rest][-1]
+    assert fired(store.chords, "running") == [b"%d" % i for i in range(rest.stop)]
 
 
 @ONE_PER_DATABASE

@@ -57,11 +57,11 @@ class ChordStatements:
         }
         anew.update(date_done=now, fired=None)  # the last: MySQL assigns one after the other
         self.begin = _make_or_change(dialect, chord, initial, anew)
-        size: dict[str, Any] = {"size": bindparam("size")}
+        size: dict[str, Any] = {"size": bindparam("size"), "date_done": now}
         self.resize = _make_or_change(dialect, chord, {**row, **size}, size)
-        more = {"returned": chord.c.returned + 1}
+        more = {"returned": chord.c.returned + 1, "date_done": now}
         self.one_more = _make_or_change(dialect, chord, {**row, "returned": 1}, more)
-        self.add = update(chord).where(this_chord).values(added=chord.c.added + 1)
+        self.add = update(chord).where(this_chord).values(added=chord.c.added + 1, date_done=now)
         self.claim = update(chord).where(this_chord, chord.c.fired.is_(None)).values(fired=now)
 
         self.counted = (chord.c.returned, chord.c.size, chord.c.added, chord.c.fired)
@@ -109,7 +109,10 @@ class _PostgreSQL(ChordStatements):
         statement = postgresql.insert(self.chord).from_select(
             ["group_id", "added", "returned", "date_done"], row
         )
-        more = {"returned": self.chord.c.returned + statement.excluded.returned}
+        more = {
+            "returned": self.chord.c.returned + statement.excluded.returned,
+            "date_done": statement.excluded.date_done,
+        }
         self.counting = statement.on_conflict_do_update(
             index_elements=[self.chord.c.group_id], set_=more
         ).returning(*self.counted)

@@ -100,7 +100,7 @@ class Chords:
 
     def add(self, group_id: str) -> None:
         """Tell of one part more."""
-        self._execute("add", group=group_id)
+        self._execute("add", group=group_id, now=utc_now())
 
     def part_returned(
         self, group_id: str, task_id: str, position: int | None, status: str, result: bytes | None

@@ -8,7 +8,7 @@ from datetime import datetime
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import delete, func, inspect, select, tuple_
+from sqlalchemy import delete, exists, func, inspect, or_, select, tuple_
 
 from sessionmgr.errors import EngineOptionsError, ResultArgumentError
 from sessionmgr.options import check_count
@@ -20,7 +20,7 @@ from .arguments import in_utc
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from sqlalchemy import Connection, Select, Table
+    from sqlalchemy import ColumnElement, Connection, Select, Table
 
     from .store import ResultStore
     from .tables import ResultTables
@@ -48,10 +48,22 @@ class ExpiringTable:
     :param table: the table.
     :param indexed: whether there is an index that begins with ``date_done``. Tables made by
         Celery before 5.7 have none.
+    :param chords: the table of the chords, where rows belong to those; a chord that has not
+        expired keeps what returned long ago.
     """
 
     table: Table
     indexed: bool
+    chords: Table | None = None
+
+    def expired(self, end: datetime) -> ColumnElement[bool]:
+        """Give the condition for rows that ended before a time."""
+        expired = self.table.c.date_done < end
+        if self.chords is None:
+            return expired
+        key = self.table.c.get("group_id", self.table.c.get("taskset_id"))
+        later = or_(self.chords.c.date_done >= end, self.chords.c.date_done.is_(None))
+        return expired & ~exists().where(self.chords.c.group_id == key, later)
 
 
 @dataclass(frozen=True)
@@ -132,6 +144,12 @@ def naive_utc(before: datetime) -> datetime:
 def expiring_tables(connection: Connection, tables: ResultTables) -> list[ExpiringTable]:
     """List those of a store's tables that are there, as they are now."""
     inspector = inspect(connection)
+    there = [
+        table
+        for table in (tables.task, tables.group, tables.chord, tables.part)
+        if inspector.has_table(table.name, schema=table.schema)
+    ]
+    chords = tables.chord if tables.chord in there else None
     return [
         ExpiringTable(
             table,
@@ -139,9 +157,9 @@ def expiring_tables(connection: Connection, tables: ResultTables) -> list[Expiri
                 index["column_names"][:1] == ["date_done"]
                 for index in inspector.get_indexes(table.name, schema=table.schema)
             ),
+            chords if table in (tables.group, tables.part) else None,
         )
-        for table in (tables.task, tables.group, tables.chord, tables.part)
-        if inspector.has_table(table.name, schema=table.schema)
+        for table in there
     ]
 
 
@@ -164,7 +182,7 @@ def _run_batch(
     def work(_: object, connection: Connection) -> tuple[_Batch | None, float | None]:
         with server_lock(connection, "cleanup", store.describe(), wait=wait) as held:
             locked = monotonic() if connection.dialect.name == "sqlite" else None
-            return choose(connection, each.table, end, size, position) if held else None, locked
+            return choose(connection, each, end, size, position) if held else None, locked
 
     batch, locked = store._call(work, transaction=True)
     if locked is not None:
@@ -173,27 +191,28 @@ def _run_batch(
 
 
 def _by_date(
-    connection: Connection, table: Table, end: datetime, size: int, position: Any
+    connection: Connection, each: ExpiringTable, end: datetime, size: int, position: Any
 ) -> _Batch:
     """Delete the rows that ended first.
 
     Beginning at the time of the last batch spares PostgreSQL and MySQL the index entries of
     deleted rows, which stay until no transaction can see them.
     """
-    done = table.c.date_done
-    query = select(*table.primary_key, done).where(done < end).order_by(done).limit(size)
+    done = each.table.c.date_done
+    columns = (*each.table.primary_key, done)
+    query = select(*columns).where(each.expired(end)).order_by(done).limit(size)
     rows = connection.execute(query if position is None else query.where(done >= position)).all()
-    deleted = _delete(connection, table, end, [tuple(row[:-1]) for row in rows])
+    deleted = _delete(connection, each, end, [tuple(row[:-1]) for row in rows])
     newest = rows[-1].date_done if rows else None
     # neither rows deleted nor a step forward: a trigger, say, keeps them
     return _Batch(deleted, newest, more=len(rows) == size and (deleted > 0 or newest != position))
 
 
 def _by_key(
-    connection: Connection, table: Table, end: datetime, size: int, position: Any
+    connection: Connection, each: ExpiringTable, end: datetime, size: int, position: Any
 ) -> _Batch:
     """Delete along the primary key: all batches together read the table once."""
-    [key] = table.primary_key
+    [key] = each.table.primary_key
 
     def after(query: Select[Any]) -> Select[Any]:
         return query if position is None else query.where(key > position)
@@ -202,23 +221,23 @@ def _by_key(
     last = connection.scalar(select(func.max(window.c[key.name])))
     if last is None:
         return _Batch(0, None, more=False)
-    query = select(key).where(table.c.date_done < end, key <= last).order_by(key).limit(size)
+    query = select(key).where(each.expired(end), key <= last).order_by(key).limit(size)
     keys = [tuple(row) for row in connection.execute(after(query))]
     position = keys[-1][0] if len(keys) == size else last
-    return _Batch(_delete(connection, table, end, keys), position, more=True)
+    return _Batch(_delete(connection, each, end, keys), position, more=True)
 
 
 def _delete(
-    connection: Connection, table: Table, end: datetime, keys: Sequence[tuple[Any, ...]]
+    connection: Connection, each: ExpiringTable, end: datetime, keys: Sequence[tuple[Any, ...]]
 ) -> int:
     """Delete rows by their keys, but for those that were stored anew since."""
-    columns = list(table.primary_key)
+    columns = list(each.table.primary_key)
     deleted = 0
     for start in range(0, len(keys), _KEYS):
         some = keys[start : start + _KEYS]
         # also where the key has several columns: MariaDB uses no index for a list of tuples
-        statement = delete(table).where(
-            columns[0].in_(list(dict.fromkeys(key[0] for key in some))), table.c.date_done < end
+        statement = delete(each.table).where(
+            columns[0].in_(list(dict.fromkeys(key[0] for key in some))), each.expired(end)
         )
         if len(columns) > 1:
             statement = statement.where(tuple_(*columns).in_(some))

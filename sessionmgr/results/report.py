@@ -102,10 +102,11 @@ def count_expired(store: ResultStore, before: datetime) -> dict[str, int]:
     end = naive_utc(before)
 
     def read(_: object, connection: Connection) -> dict[str, int]:
-        tables = [each.table for each in expiring_tables(connection, store.tables)]
         queries = {
-            table.fullname: select(func.count()).select_from(table).where(table.c.date_done < end)
-            for table in tables
+            each.table.fullname: select(func.count())
+            .select_from(each.table)
+            .where(each.expired(end))
+            for each in expiring_tables(connection, store.tables)
         }
         return {name: connection.scalar(query) or 0 for name, query in queries.items()}
 

@@ -290,8 +290,9 @@ class ResultStore(ResultAccess):
         batch_size: int = 1000,
         progress: Callable[[int], None] | None = None,
     ) -> int:
-        """Delete tasks, groups and chords that ended before a time.
+        """Delete tasks and groups that ended before a time, and chords that came no further.
 
+        A chord is as old as the last of its parts that returned, and so is what it keeps.
         Each batch is a transaction, short enough for those who store at the same time. One
         runner at a time deletes in a database: while another one does, this returns 0 at once
         (on SQLite they take turns). What has not ended has no time, and stays.
