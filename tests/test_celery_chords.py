@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import chain, chord, group, uuid
-from celery.exceptions import ChordError
+from celery.app.task import Context
+from celery.exceptions import ChordError, SoftTimeLimitExceeded
+from celery.signals import after_task_publish
+from sqlalchemy import event
+from sqlalchemy.exc import TimeoutError  # noqa: A004 - of a pool; there is no other here
 
-from tests.celery_backend_app import PUBLISHING_DIES
+from tests.celery_backend_app import PUBLISHING_DIES, make_app
 from tests.celery_workers import Service, serving
 from tests.concurrency import in_threads
 from tests.helpers import wait_until
@@ -16,6 +21,7 @@ from tests.results_helpers import counted_statements, make_celery_tables, rows_o
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from celery import Celery
     from celery.canvas import Signature
@@ -288,6 +294,54 @@ def test_part_costs_the_same_in_a_large_chord(counting: Service) -> None:
                 backend.store.chords.part_returned(group_id, uuid(), position, "SUCCESS", b"1")
             numbers.add(len(statements))
     assert len(numbers) == 1
+
+
+@contextmanager
+def published() -> Iterator[list[str]]:
+    """Give a list that grows by the name of each task that this process sends."""
+    names: list[str] = []
+
+    def note(sender: str, **_: object) -> None:
+        names.append(sender)
+
+    after_task_publish.connect(note)
+    try:
+        yield names
+    finally:
+        after_task_publish.disconnect(note)
+
+
+@pytest.mark.parametrize("error", [SoftTimeLimitExceeded, TimeoutError])
+@pytest.mark.parametrize(
+    ("statement", "sent"),
+    [("UPDATE sessionmgr_chord", 0), ("DELETE FROM sessionmgr_chord_part", 1)],
+    ids=["before", "after"],
+)
+def test_interrupted_publishing(
+    statement: str, sent: int, error: type[Exception], tmp_path: Path
+) -> None:
+    """A part that is interrupted before or after it publishes fails no callback, nor repeats it."""
+    backend = f"sessionmgr+sqlite:///{tmp_path / 'results.db'}"
+    app, group_id = make_app({"broker_url": "memory://", "result_backend": backend}, ""), uuid()
+    store, body = app.backend.store, app.signature("total")
+    body.freeze()
+    errors = [error()]
+
+    def interrupt(_connection: object, clause: object, *_: object) -> None:
+        if str(clause).startswith(statement) and errors:
+            raise errors.pop()
+
+    store.chords.begin(group_id)
+    store.chords.set_size(group_id, 1)
+    event.listen(store.manager.get_engine(store.dburi), "before_execute", interrupt)
+    part = Context(id=uuid(), group=group_id, group_index=0, chord=dict(body))
+    with published() as names, closing(store):
+        with pytest.raises(error):
+            app.backend.on_chord_part_return(part, "SUCCESS", 5)
+        assert (names, app.AsyncResult(body.id).state) == (["total"] * sent, "PENDING")
+        for _ in range(2):
+            app.backend.on_chord_part_return(part, "SUCCESS", 5)
+        assert (names, app.AsyncResult(body.id).state) == (["total"], "PENDING")
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "pymysql", "sqlite"])

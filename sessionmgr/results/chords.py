@@ -156,7 +156,12 @@ class Chords:
             connection.execute(known.forget, values)
             return True
 
-        return self._store._call(work, transaction=True, attempts=5)
+        try:
+            return self._store._call(work, transaction=True, attempts=5)
+        except Exception:
+            if published:  # a time limit, say: nobody is to publish it again
+                self._store._call(work, transaction=True)
+            raise
 
     def give_up(self, group_id: str) -> bool:
         """Go on from a chord without its parts; tell whether nobody else has."""

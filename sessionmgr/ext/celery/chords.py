@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Any
 from celery import states
 from celery.backends.base import Backend
 from celery.canvas import maybe_signature
-from celery.exceptions import ChordError
+from celery.exceptions import ChordError, SoftTimeLimitExceeded
 from celery.result import GroupResult
-from sqlalchemy.exc import DatabaseError, InterfaceError
-
-from sessionmgr.errors import SessionManagerError
+from sqlalchemy.exc import SQLAlchemyError
 
 if TYPE_CHECKING:
     from sessionmgr.results import ResultStore
@@ -95,20 +93,27 @@ class ChordCounting(Backend):  # type: ignore[misc]  # Celery has no type hints
 
     def _go_on(self, group_id: str, callback: Any) -> None:
         """Send the callback of a chord whose parts have all returned, unless that was done."""
+        sent = False
         try:
             header = GroupResult.restore(group_id, backend=self, app=self.app)
 
             def publish(parts: list[ChordPart]) -> None:
+                nonlocal sent
                 values = [self._value(part) for part in parts]
                 if header is not None:
                     named = {part.task_id: value for part, value in zip(parts, values, strict=True)}
                     values = [*_in_shape(header, named), *named.values()]
                 callback.delay(values)
+                sent = True
 
             self.store.chords.fire(group_id, publish)
-        except (DatabaseError, InterfaceError, SessionManagerError):
-            raise  # nothing is decided: the part, delivered again, has another try
+        except (SQLAlchemyError, SoftTimeLimitExceeded):
+            # Nothing is decided. The part has another try: Celery, as it marks it as failed,
+            # has it return again, and so does who delivers it again.
+            raise
         except Exception as error:
+            if sent:
+                raise
             if self._ensure_retryable(self.store.chords.give_up, group_id):
                 log.exception("chord %s cannot go on", group_id)
                 if not isinstance(error, ChordError):
