@@ -6,18 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import uuid
+from celery.exceptions import BackendStoreError
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from sessionmgr.ext.celery import DatabaseBackend, restarts
 from tests.celery_backend_app import make_app
 from tests.celery_workers import close_app, serving
 from tests.helpers import wait_until
 from tests.results_helpers import counted_statements, rows_of
+from tests.tcp_proxy import TCPProxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from celery import Celery
 
+    from sessionmgr import ResultStore
     from tests.servers import Database
     from tests.servers.redis import Redis
 
@@ -29,6 +33,21 @@ PREFIXES = ("sessionmgr+", "sessionmgr+db+", "sessionmgr.ext.celery:DatabaseBack
 """How ``result_backend`` names the backend; the last is Celery's own."""
 
 DRIVER = pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "pymysql", "mysqlclient"])
+
+
+class CountingBackend(DatabaseBackend):
+    """A backend that counts the errors after which it tries again.
+
+    :ivar after_errors: number of errors -> what is done then.
+    """
+
+    after_errors: dict[int, Callable[[], object]]
+    errors = 0
+
+    def on_backend_retryable_error(self, exc: BaseException) -> None:
+        super().on_backend_retryable_error(exc)
+        self.errors += 1
+        self.after_errors.get(self.errors, int)()
 
 
 def text_of(database: Database) -> str:
@@ -123,6 +142,62 @@ def test_lost_connection_is_replaced(
     database.server.kill(*database.connections())
     wait_until(lambda: not database.connections())
     assert backend.get_result(task_id) == 2
+
+
+@pytest.fixture
+def away(
+    driver: str, make_database: Callable[..., Database], make_client: Callable[..., Celery]
+) -> Iterator[Callable[..., CountingBackend]]:
+    """Return a function that makes a backend whose database has gone, with the app's settings.
+
+    It is back after eight errors.
+    """
+    with TCPProxy(make_database(driver).url) as proxy:
+
+        def make(**settings: Any) -> CountingBackend:
+            app = make_client("cache+memory://", **settings)
+            backend = CountingBackend(app=app, url=proxy.url.render_as_string(hide_password=False))
+            stores.append(backend.store)
+            backend.after_errors = {8: proxy.accept}
+            backend.store_result("1", 1, "STARTED")
+            proxy.refuse()
+            proxy.cut()
+            return backend
+
+        stores: list[ResultStore] = []
+        yield make
+        for store in stores:
+            store.close()
+
+
+@DRIVER
+def test_database_that_comes_back_is_waited_for(away: Callable[..., CountingBackend]) -> None:
+    """By default an operation goes on after more lost connections than Celery has retries."""
+    backend = away()
+    backend.store_result("1", 2, "SUCCESS")
+    assert backend.errors == 8
+    assert backend.get_result("1") == 2
+
+
+@DRIVER
+def test_who_says_how_often_to_retry_is_heeded(away: Callable[..., CountingBackend]) -> None:
+    """With ``result_backend_max_retries`` no connection is tried for more often than that."""
+    backend = away(result_backend_max_retries=3)
+    with pytest.raises(BackendStoreError):
+        backend.store_result("1", 2, "SUCCESS")
+    assert backend.errors == 3
+
+
+@pytest.mark.parametrize("driver", ["psycopg"])
+def test_database_that_stays_away(
+    monkeypatch: pytest.MonkeyPatch, away: Callable[..., CountingBackend]
+) -> None:
+    """An operation ends: when its time is over it is tried as often as Celery does, no more."""
+    monkeypatch.setattr(restarts, "PATIENCE", 0.0)
+    backend = away()
+    with pytest.raises(BackendStoreError):
+        backend.store_result("1", 2, "SUCCESS")
+    assert backend.errors == 3
 
 
 @DRIVER

@@ -27,12 +27,6 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["tests.celery_fixtures"]
 
-PATIENT = {
-    "result_backend_max_retries": 1000,
-    "result_backend_max_sleep_between_retries_ms": 200,
-}
-"""Settings with which a worker waits for a database that restarts."""
-
 LATE = {"task_acks_late": True, "task_reject_on_worker_lost": True}
 """Settings with which a task is delivered again when its process was killed."""
 
@@ -113,11 +107,11 @@ def test_connections_killed_again_and_again(
 def test_server_restarts(
     driver: str, tasks: int, redis_server: Redis, request: pytest.FixtureRequest
 ) -> None:
-    """The database server restarts while tasks run: workers that retry for long wait for it."""
+    """The database server restarts while tasks run: the workers wait for it."""
     kind = "private_postgresql" if driver == "psycopg" else "private_mariadb"
     server = request.getfixturevalue(kind)
     database = request.getfixturevalue("make_database")(driver, server)
-    with serving(redis_server, "fork", database, **PATIENT) as service:
+    with serving(redis_server, "fork", database) as service:
         service.call("echo", 0)
         results = send(service, tasks // 2)
         server.process.restart()

@@ -29,6 +29,7 @@ from sessionmgr.transient import is_hopeless, is_lost
 from sessionmgr.urls import masked, parse_url
 
 from .chords import ChordCounting
+from .restarts import RestartWaiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -71,7 +72,7 @@ def _store_of(app: Celery, url: Any, **options: Any) -> ResultStore:
         return stores[key]
 
 
-class DatabaseBackend(ChordCounting, BaseBackend):  # type: ignore[misc]  # Celery has no type hints
+class DatabaseBackend(ChordCounting, RestartWaiting, BaseBackend):  # type: ignore[misc]  # Celery has no type hints
     """Celery's face of a :class:`~sessionmgr.ResultStore`.
 
     Threads have a backend object each, as Celery wants it, and share the store of their app.
@@ -102,6 +103,7 @@ class DatabaseBackend(ChordCounting, BaseBackend):  # type: ignore[misc]  # Cele
         for name, value in (("always_retry", True), ("max_retries", 3)):
             if not conf.value_set_for(f"result_backend_{name}") or getattr(self, name) is None:
                 setattr(self, name, value)
+        self.waits_for_restarts = not conf.value_set_for("result_backend_max_retries")
         self.url = _database_url(url) or dburi or conf.database_url
         if not self.url:
             raise ImproperlyConfigured(
