@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
+import redis
 from celery.exceptions import SoftTimeLimitExceeded
 
 from tests.celery_workers import serving
@@ -17,7 +20,7 @@ from tests.helpers import wait_until
 from tests.items import open_transactions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from celery.result import AsyncResult
 
@@ -36,9 +39,15 @@ TASKS = pytest.mark.parametrize(
 DRIVER = pytest.mark.parametrize("driver", ["psycopg", "pymysql"])
 
 
-def send(service: Service, tasks: int) -> list[AsyncResult]:
-    """Send tasks; the result of each is its number."""
-    return [service.app.send_task("echo", (number,)) for number in range(tasks)]
+def send(service: Service, numbers: Iterable[int]) -> list[AsyncResult]:
+    """Send tasks that take 20 ms; the result of each is its number."""
+    return [service.app.send_task("slow_echo", (number,)) for number in numbers]
+
+
+def waiting(service: Service) -> int:
+    """Return how many tasks the broker has that no worker has taken yet."""
+    with redis.Redis.from_url(service.settings["broker_url"]) as client:
+        return int(client.llen(f"{service.key}celery"))
 
 
 def assert_all_right(service: Service, results: list[AsyncResult]) -> None:
@@ -86,19 +95,20 @@ def test_connections_killed_again_and_again(
 ) -> None:
     """The server ends every connection, the client's too, each 200 ms, while tasks run."""
     database = make_database(driver)
-    killed: set[int] = set()
+    kills = 0
 
     def kill() -> None:
+        nonlocal kills
         ids = database.connections()
-        killed.update(ids)
+        kills += bool(ids) and waiting(service) > 0
         database.server.kill(*ids)
 
     with serving(redis_server, "fork", database) as service:
         service.call("echo", 0)
+        results = send(service, range(tasks))
         with repeatedly(kill, 0.2):
-            results = send(service, tasks)
-            wait_until(lambda: killed)
             assert [result.get(timeout=90.0) for result in results] == list(range(tasks))
+        assert kills >= tasks // 50
         assert_all_right(service, results)
 
 
@@ -107,16 +117,22 @@ def test_connections_killed_again_and_again(
 def test_server_restarts(
     driver: str, tasks: int, redis_server: Redis, request: pytest.FixtureRequest
 ) -> None:
-    """The database server restarts while tasks run: the workers wait for it."""
+    """The database server restarts while tasks run and more are sent: the workers wait for it."""
     kind = "private_postgresql" if driver == "psycopg" else "private_mariadb"
     server = request.getfixturevalue(kind)
     database = request.getfixturevalue("make_database")(driver, server)
-    with serving(redis_server, "fork", database) as service:
+    with serving(redis_server, "fork", database) as service, ThreadPoolExecutor(1) as thread:
         service.call("echo", 0)
-        results = send(service, tasks // 2)
-        server.process.restart()
-        results += [service.app.send_task("echo", (number,)) for number in range(tasks // 2, tasks)]
-        assert_all_right(service, results)
+        results = send(service, range(tasks // 2))
+        wait_until(results[tasks // 10].ready, timeout=60.0)
+        later = thread.submit(send, service, range(tasks // 2, tasks))
+        server.process.stop()
+        assert waiting(service)
+        # both processes have something to store, and have found nobody
+        wait_until(lambda: service.worker.text().count("trying again for") >= 2, timeout=60.0)
+        server.process.start()
+        assert waiting(service)
+        assert_all_right(service, results + later.result())
 
 
 @TASKS
@@ -126,23 +142,18 @@ def test_children_killed_at_random(
 ) -> None:
     """Processes that run tasks get SIGKILL: what they had is delivered again."""
     database = make_database(driver)
-    killed: list[int] = []
-
-    def kill() -> None:
-        children = service.worker.children()
-        if children:
-            victim = random.choice(children)
-            killed.append(victim.pid)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(victim.pid, signal.SIGKILL)
-
     with serving(redis_server, "fork", database, **LATE) as service:
         service.call("echo", 0)
-        with repeatedly(kill, 0.7):
-            results = send(service, tasks)
-            wait_until(lambda: killed)
-            assert [result.get(timeout=90.0) for result in results] == list(range(tasks))
+        results = send(service, range(tasks))
+        for done in range(20, tasks - 40, 30):
+            wait_until(results[done].ready, timeout=60.0)
+            victim = random.choice(wait_until(service.worker.children))
+            assert waiting(service)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim.pid, signal.SIGKILL)
         assert_all_right(service, results)
+        received = re.findall(r"Task slow_echo\[\S+\] received", service.worker.text())
+        assert len(received) > tasks  # some came again
 
 
 @DRIVER
@@ -153,7 +164,7 @@ def test_whole_worker_killed(
     redeliver = {"visibility_timeout": 2}  # seconds until the broker gives a task to another worker
     settings = {**LATE, "broker_transport_options": redeliver}
     with serving(redis_server, "fork", make_database(driver), **settings) as service:
-        results = [service.app.send_task("slow_echo", (number,)) for number in range(200)]
+        results = send(service, range(200))
         for done in (20, 80):
             wait_until(results[done].ready, timeout=60.0)
             service.worker.kill()
