@@ -14,6 +14,7 @@ from tests.celery_workers import POOLS, serving
 from tests.concurrency import in_threads
 from tests.counting import session_counts
 from tests.helpers import wait_until
+from tests.results_helpers import counted_statements
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,6 +108,18 @@ def test_forgotten_and_ignored_results(service: Service) -> None:
     service.call("add", 1, 1)
     assert service.app.AsyncResult(result.id).state == "PENDING"
     assert not service.app.backend.task_result_exists(quiet.id)
+
+
+def test_result_is_looked_for_often(service: Service) -> None:
+    """While tasks sleep 50 ms, ``get()`` looks again and again, and sends nothing else.
+
+    Celery's backend looks once in vain, and then sleeps for half a second.
+    """
+    service.call("nap", 0.0)
+    with counted_statements(service.app.backend.store) as looks:
+        assert [service.call("nap", 0.05) for _ in range(10)] == [0.05] * 10
+    assert len(looks) >= 10 * 4
+    assert len(set(looks)) == 1
 
 
 def test_large_result(service: Service) -> None:
