@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import uuid
 from celery.exceptions import BackendStoreError
+from celery.result import GroupResult
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from sessionmgr.ext.celery import DatabaseBackend, restarts
@@ -14,12 +16,14 @@ from tests.celery_backend_app import make_app
 from tests.celery_workers import close_app, serving
 from tests.helpers import wait_until
 from tests.results_helpers import counted_statements, rows_of
+from tests.schema_helpers import powerless_role
 from tests.tcp_proxy import TCPProxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from celery import Celery
+    from sqlalchemy import URL
 
     from sessionmgr import ResultStore
     from tests.servers import Database
@@ -50,9 +54,9 @@ class CountingBackend(DatabaseBackend):
         self.after_errors.get(self.errors, int)()
 
 
-def text_of(database: Database) -> str:
-    """Return the URL of a database, with its password."""
-    return database.url.render_as_string(hide_password=False)
+def text_of(url: URL) -> str:
+    """Return a URL with its password."""
+    return url.render_as_string(hide_password=False)
 
 
 @pytest.fixture
@@ -76,7 +80,7 @@ def test_either_backend_reads_what_the_other_wrote(
 ) -> None:
     """A worker and a client may have this backend, in any spelling, or Celery's own."""
     database = make_database("psycopg")
-    url = text_of(database)
+    url = text_of(database.url)
     with serving(redis_server, "threads", database, result_backend=f"{prefix}{url}") as service:
         sent = service.app.send_task("echo", ({"a": [1]},))
         assert sent.get(timeout=60.0) == {"a": [1]}
@@ -100,7 +104,7 @@ def test_short_lived_sessions(redis_server: Redis, make_database: Callable[..., 
 
 
 @DRIVER
-@pytest.mark.parametrize("problem", ["no right", "no column", "too long"])
+@pytest.mark.parametrize("problem", ["no right", "no table", "no column", "too long"])
 def test_what_stays_wrong_is_raised_at_once(
     driver: str,
     problem: str,
@@ -109,22 +113,56 @@ def test_what_stays_wrong_is_raised_at_once(
 ) -> None:
     """What no repetition mends is tried once, and costs no connection."""
     database = make_database(driver)
-    backend = make_client(f"sessionmgr+{text_of(database)}").backend
-    backend.store_result(uuid(), 1, "SUCCESS")
-    state = "SUCCESS"
-    if problem == "no right":
-        rows_of(database.url, "ALTER TABLE celery_taskmeta RENAME TO celery_taskmeta_gone")
-    elif problem == "no column":
-        rows_of(database.url, "ALTER TABLE celery_taskmeta DROP COLUMN children")
-    else:
-        state = "S" * 51
-    [before] = backend.session_manager.stats().databases
-    with counted_statements(backend.store) as statements, pytest.raises(SQLAlchemyError) as raised:
-        backend.store_result(uuid(), 1, state)
-    assert "failed to store" not in str(raised.value)
-    assert len(statements) <= 1
-    [after] = backend.session_manager.stats().databases
-    assert (after.connects, after.invalidated) == (before.connects, before.invalidated)
+    with contextlib.ExitStack() as ends:
+        backend = make_client(f"sessionmgr+{text_of(database.url)}").backend
+        backend.store_result(uuid(), 1, "SUCCESS")
+        state, expected = "SUCCESS", ""
+        if problem == "no right":  # of the kind that is found when it is made use of
+            url = ends.enter_context(powerless_role(database))
+            backend = make_client(f"sessionmgr+{text_of(url)}").backend
+            expected = "denied"
+        elif problem == "no table":
+            rows_of(database.url, "ALTER TABLE celery_taskmeta RENAME TO celery_taskmeta_gone")
+            expected = "celery_taskmeta"
+        elif problem == "no column":
+            rows_of(database.url, "ALTER TABLE celery_taskmeta DROP COLUMN children")
+            expected = "children"
+        else:
+            state, expected = "S" * 51, "too long|holds 50"
+        [before] = backend.session_manager.stats().databases
+        with (
+            counted_statements(backend.store) as statements,
+            pytest.raises(SQLAlchemyError, match=expected) as raised,
+        ):
+            backend.store_result(uuid(), 1, state)
+        assert "failed to store" not in str(raised.value)
+        assert len(statements) <= 1  # what is too long for MySQL is not sent
+        [after] = backend.session_manager.stats().databases
+        assert (after.connects, after.invalidated) == (before.connects, before.invalidated)
+        backend.store.close()
+
+
+@DRIVER
+def test_group_is_one_statement(
+    driver: str, make_database: Callable[..., Database], make_client: Callable[..., Celery]
+) -> None:
+    """The results of a group of 50 that has ended come by one statement."""
+    url = f"sessionmgr+{text_of(make_database(driver).url)}"
+    writer = make_client(url)
+    ids = [uuid() for _ in range(50)]
+    for number, task_id in enumerate(ids):
+        writer.backend.store_result(task_id, number, "SUCCESS")
+    one, other = make_client(url), make_client(url)
+    for app in (one, other):
+        app.backend.get_state("another")  # sees to the tables
+    with counted_statements(one.backend.store) as statements:
+        parts = [one.AsyncResult(task_id) for task_id in ids]
+        assert GroupResult(uuid(), parts, app=one).get(timeout=60.0) == list(range(50))
+    assert len(statements) == 1
+    with counted_statements(other.backend.store) as statements:
+        found = dict(other.backend.get_many(ids, timeout=60.0))
+    assert [found[task_id]["result"] for task_id in ids] == list(range(50))
+    assert len(statements) == 1
 
 
 @DRIVER
@@ -133,7 +171,7 @@ def test_lost_connection_is_replaced(
 ) -> None:
     """A connection that the server has ended costs one attempt, and no result."""
     database = make_database(driver)
-    backend = make_client(f"sessionmgr+{text_of(database)}").backend
+    backend = make_client(f"sessionmgr+{text_of(database.url)}").backend
     task_id = uuid()
     backend.store_result(task_id, 1, "STARTED")
     database.server.kill(*database.connections())
@@ -156,7 +194,7 @@ def away(
 
         def make(**settings: Any) -> CountingBackend:
             app = make_client("cache+memory://", **settings)
-            backend = CountingBackend(app=app, url=proxy.url.render_as_string(hide_password=False))
+            backend = CountingBackend(app=app, url=text_of(proxy.url))
             stores.append(backend.store)
             backend.after_errors = {8: proxy.accept}
             backend.store_result("1", 1, "STARTED")
@@ -206,7 +244,7 @@ def test_wrong_password(
 ) -> None:
     """A wrong password is told at once, and not itself."""
     url = make_database(driver).url.set(password=SECRET)
-    app = make_client(f"sessionmgr+{url.render_as_string(hide_password=False)}")
+    app = make_client(f"sessionmgr+{text_of(url)}")
     with pytest.raises(DBAPIError) as raised:
         app.backend.store_result(uuid(), 1, "SUCCESS")
     assert "sessionmgr_app" in str(raised.value)
