@@ -9,11 +9,14 @@ import pytest
 from celery import uuid
 from celery.exceptions import BackendStoreError
 from celery.result import GroupResult
+from sqlalchemy import NullPool
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from sessionmgr.ext.celery import DatabaseBackend, restarts
 from tests.celery_backend_app import make_app
 from tests.celery_workers import close_app, serving
+from tests.concurrency import in_threads
+from tests.counting import connection_counter, database_to_count
 from tests.helpers import wait_until
 from tests.results_helpers import counted_statements, rows_of
 from tests.schema_helpers import powerless_role
@@ -21,6 +24,7 @@ from tests.tcp_proxy import TCPProxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from celery import Celery
     from sqlalchemy import URL
@@ -35,6 +39,9 @@ SECRET = "sesame-open-4711"
 
 PREFIXES = ("sessionmgr+", "sessionmgr+db+", "sessionmgr.ext.celery:DatabaseBackend+", "db+")
 """How ``result_backend`` names the backend; the last is Celery's own."""
+
+POOL_SIZE = 15
+"""How many connections a backend opens, and keeps, unless it is told otherwise."""
 
 DRIVER = pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "pymysql", "mysqlclient"])
 
@@ -163,6 +170,49 @@ def test_group_is_one_statement(
         found = dict(other.backend.get_many(ids, timeout=60.0))
     assert [found[task_id]["result"] for task_id in ids] == list(range(50))
     assert len(statements) == 1
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "mysqlclient"])
+@pytest.mark.parametrize(("threads", "most"), [(1, 1), (16, POOL_SIZE)])
+def test_client_keeps_its_connections(
+    request: pytest.FixtureRequest,
+    driver: str,
+    threads: int,
+    most: int,
+    make_client: Callable[..., Celery],
+) -> None:
+    """A client that calls ``get()`` 2,000 times opens no more connections than its pool has."""
+    database = database_to_count(request, driver)
+    app = make_client(f"sessionmgr+{text_of(database.url)}", result_cache_max=-1)
+    task_id = uuid()
+    app.backend.store_result(task_id, 7, "SUCCESS")
+    app.backend.store.invalidate()
+    opened = connection_counter(database)
+
+    def work() -> set[Any]:
+        return {app.AsyncResult(task_id).get(timeout=60.0) for _ in range(2000 // threads)}
+
+    assert in_threads([work] * threads) == [{7}] * threads
+    app.backend.store.close()
+    assert 1 <= opened() <= most
+
+
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [({"pool_size": 2}, 12), ({"max_overflow": 1}, 6), ({"poolclass": NullPool}, None)],
+    ids=["size", "overflow", "class"],
+)
+def test_pool_of_the_user_is_left_alone(
+    options: dict[str, Any], most: int | None, tmp_path: Path, make_client: Callable[..., Celery]
+) -> None:
+    """Who says anything of the pool has SQLAlchemy's for the rest."""
+    url = f"sessionmgr+sqlite:///{tmp_path / 'results.db'}"
+    backend = make_client(url, database_engine_options=options).backend
+    pool = backend.session_manager.get_engine(backend.url).pool
+    if most is None:
+        assert isinstance(pool, NullPool)
+    else:
+        assert pool.size() + pool._max_overflow == most
 
 
 @DRIVER

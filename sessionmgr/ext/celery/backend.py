@@ -57,6 +57,11 @@ SHORTEST_INTERVAL = 0.001
 #: The first byte of every pickle since protocol 2.
 PICKLE_MARK = b"\x80"
 
+#: As many connections at most as SQLAlchemy's pool opens, but all of them are kept: beyond its five
+#: it closes each after use, and a gevent worker opens one for every few tasks. Not fewer, for the
+#: callback of a chord is published on one connection, and may need a second if it is a chord.
+POOL = {"pool_size": 15, "max_overflow": 0}
+
 _lock = forking.ProcessLock()
 # app -> what its backends are configured with -> the store; guarded by _lock
 _stores: WeakKeyDictionary[Celery, dict[str, ResultStore]] = WeakKeyDictionary()
@@ -124,7 +129,7 @@ class DatabaseBackend(ChordCounting, RestartWaiting, BaseBackend):  # type: igno
             extended=bool(self.extended_result),
             table_names=conf.database_table_names,
             table_schemas=conf.database_table_schemas,
-            engine_options=self.engine_options,
+            engine_options=_pooled(self.engine_options),
             engine_callback=_callback(kwargs, conf),
             create_tables=conf.database_create_tables_at_setup is True or "missing",
             short_lived_sessions=bool(self.short_lived_sessions),
@@ -398,6 +403,11 @@ class DatabaseBackend(ChordCounting, RestartWaiting, BaseBackend):  # type: igno
 def _database_url(url: str | None) -> str | None:
     """Give the URL in ``result_backend``; ``sessionmgr://`` alone means ``database_url``."""
     return None if url in (None, "", "sessionmgr://") else url
+
+
+def _pooled(options: dict[str, Any]) -> dict[str, Any]:
+    """Add :data:`POOL` to options that say nothing of the pool's size or class."""
+    return options if options.keys() & {*POOL, "poolclass"} else {**POOL, **options}
 
 
 def _callback(kwargs: dict[str, Any], conf: Any) -> Any:
