@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from celery import uuid
+from celery import chord, uuid
 from celery.exceptions import BackendStoreError
 from celery.result import GroupResult
 from sqlalchemy import NullPool
@@ -99,6 +99,19 @@ def test_either_backend_reads_what_the_other_wrote(
             assert app.AsyncResult(sent.id).get(timeout=60.0) == {"a": [1]}
             with pytest.raises(LookupError, match="no such thing"):
                 app.AsyncResult(failed.id).get(timeout=60.0)
+
+
+def test_chord_of_a_client_with_celerys_backend(
+    redis_server: Redis, make_database: Callable[..., Database]
+) -> None:
+    """Workers that have this backend finish chords of clients that do not have it yet."""
+    database = make_database("psycopg")
+    with serving(redis_server, "fork", database) as service:
+        service.call("echo", 0)
+        app = service.client(result_backend=f"db+{text_of(database.url)}")
+        parts = [app.signature("add", (number, 1)) for number in range(5)]
+        assert chord(parts, app=app)(app.signature("total")).get(timeout=60.0) == 15
+        assert service.counters.value("total") == 1
 
 
 def test_short_lived_sessions(redis_server: Redis, make_database: Callable[..., Database]) -> None:
