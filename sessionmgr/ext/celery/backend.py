@@ -58,8 +58,7 @@ SHORTEST_INTERVAL = 0.001
 PICKLE_MARK = b"\x80"
 
 #: As many connections at most as SQLAlchemy's pool opens, but all of them are kept: beyond its five
-#: it closes each after use, and a gevent worker opens one for every few tasks. Not fewer, for the
-#: callback of a chord is published on one connection, and may need a second if it is a chord.
+#: it closes each after use, and a gevent worker opens one for every few tasks.
 POOL = {"pool_size": 15, "max_overflow": 0}
 
 _lock = forking.ProcessLock()
