@@ -19,6 +19,7 @@ from sqlalchemy import event, inspect, select
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import defer
 
+from sessionmgr.errors import ResultArgumentError
 from tests.results_helpers import columns_of, make_celery_tables, plain_engine
 
 if TYPE_CHECKING:
@@ -337,6 +338,18 @@ def test_retries(
 
 
 # -- beyond settings
+
+
+def test_no_interval_is_the_shortest(make_backend: Callable[..., DatabaseBackend]) -> None:
+    """``get(interval=0)``, which Celery's backend takes for no pause, waits as well."""
+    backend = make_backend()
+    backend.mark_as_done("1", 42)
+    result = backend.app.AsyncResult("1")
+    assert result.get(interval=0) == 42
+    with pytest.raises(CeleryTimeoutError):
+        backend.app.AsyncResult("2").get(interval=0, timeout=0.05)
+    with pytest.raises(ResultArgumentError, match="max_interval"):
+        backend.app.AsyncResult("2").get(interval=-1)
 
 
 def test_rows_by_the_mapped_classes(make_backend: Callable[..., DatabaseBackend]) -> None:

@@ -25,6 +25,7 @@ from sessionmgr.errors import ResultTimeoutError, SessionManagerError
 from sessionmgr.results import READY_STATES, ResultStore, TaskResult
 from sessionmgr.results.models import map_tables
 from sessionmgr.results.records import EXTENDED
+from sessionmgr.results.waiting import Pace
 from sessionmgr.transient import is_hopeless, is_lost
 from sessionmgr.urls import masked, parse_url
 
@@ -50,9 +51,6 @@ RETRYABLE = (
     StaleDataError,
     PoolTimeoutError,
 )
-
-#: Seconds between two looks, for those who ask for 0: as fast as they can.
-SHORTEST_INTERVAL = 0.001
 
 #: The first byte of every pickle since protocol 2.
 PICKLE_MARK = b"\x80"
@@ -288,7 +286,8 @@ class DatabaseBackend(ChordCounting, RestartWaiting, BaseBackend):  # type: igno
         on_interval: Callable[[], object] | None,
         max_iterations: int | None = None,
     ) -> Iterator[TaskResult]:
-        longest = 0.5 if interval is None else max(interval, SHORTEST_INTERVAL)
+        # Celery's backend takes 0 for no pause; here that is the shortest there is
+        longest = 0.5 if interval is None else interval or Pace.SHORTEST
         if max_iterations:
             timeout = (max_iterations - 1) * longest
         try:
