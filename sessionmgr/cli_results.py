@@ -25,7 +25,7 @@ from .errors import SessionManagerError
 from .results import ResultStore
 from .results.cleanup import delete_expired
 from .results.report import count_expired, count_results, has_tasks, missing_ddl
-from .results.tables import NAMES
+from .results.tables import NAMES, OTHER_NAMES
 from .schema import upgrade_tables
 from .sqlite import is_missing_file
 from .urls import masked, parse_url
@@ -39,18 +39,29 @@ __all__ = ("results",)
 
 UNKNOWN = 1
 
+#: What --table may name.
+_KINDS = ", ".join((*NAMES, *OTHER_NAMES))
+
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-def _read_names(_: click.Context, __: click.Parameter, given: Sequence[str]) -> dict[str, str]:
-    """Read ``task=NAME`` and ``group=NAME``."""
-    names = {}
-    for each in given:
-        table, _equals, name = each.partition("=")
-        if table not in NAMES or not name:
-            raise click.BadParameter(f"{each!r} is not {' or '.join(f'{n}=NAME' for n in NAMES)}")
-        names[table] = name
-    return names
+def _read_names(*known: str) -> Callable[..., dict[str, str]]:
+    """Make what reads ``task=NAME`` and the like.
+
+    :param known: what may be named.
+    """
+
+    def read(_: click.Context, __: click.Parameter, given: Sequence[str]) -> dict[str, str]:
+        names = {}
+        for each in given:
+            kind, _equals, name = each.partition("=")
+            if kind not in known or not name:
+                options = ", ".join(f"{one}=NAME" for one in known)
+                raise click.BadParameter(f"{each!r} is none of {options}")
+            names[kind] = name
+        return names
+
+    return read
 
 
 def _read_age(_: click.Context, __: click.Parameter, given: str) -> datetime:
@@ -100,17 +111,17 @@ def _on_store(*, needs_tasks: bool = True) -> Callable[[Callable[..., None]], Ca
             "--table",
             "tables",
             multiple=True,
-            callback=_read_names,
-            metavar="task|group=NAME",
-            help="Another name of the tasks' or the groups' table.",
+            callback=_read_names(*NAMES, *OTHER_NAMES),
+            metavar="KIND=NAME",
+            help=f"Another name of a table, or of a sequence of ids: {_KINDS}.",
         )
         @click.option(
             "--schema",
             "schemas",
             multiple=True,
-            callback=_read_names,
-            metavar="task|group=NAME",
-            help="The schema that the tasks' or the groups' table is in.",
+            callback=_read_names(*NAMES),
+            metavar="KIND=NAME",
+            help="The schema that a table is in: of the tasks' (task), of all others (group).",
         )
         @functools.wraps(command)
         def run(url: str, tables: dict[str, str], schemas: dict[str, str], **options: Any) -> None:

@@ -18,6 +18,7 @@ from sqlalchemy import make_url
 
 from sessionmgr import ResultStore, TaskResult
 from sessionmgr.cli import cli
+from sessionmgr.results.tables import NAMES, OTHER_NAMES
 from sessionmgr.serverlock import server_lock
 from tests.results_helpers import columns_of, make_celery_tables, plain_engine, rows_of
 from tests.schema_helpers import database_url
@@ -168,6 +169,26 @@ def test_other_names_of_tables(local: URL) -> None:
     assert json.loads(run("sqlite://", "count", *arguments).stdout)["tasks"] == 1
 
 
+def test_every_table_and_sequence_may_be_named(make_database: Callable[..., Database]) -> None:
+    """--table takes every name that a store takes, those of chords and of sequences too."""
+    url = make_database("psycopg").url
+    kinds = [*NAMES, *OTHER_NAMES]
+    names = [each for kind in kinds for each in ("--table", f"{kind}=my_{kind}")]
+    printed = output(url, "upgrade", *names)
+    for kind in kinds:
+        statement = "SEQUENCE" if kind.endswith("sequence") else "TABLE"
+        assert f"CREATE {statement} my_{kind}" in printed
+    with ResultStore(url, table_names={kind: f"my_{kind}" for kind in kinds}) as store:
+        store.store("1", "SUCCESS", date_done=LONG_AGO)
+        store.chords.begin("g")
+    assert json.loads(output(url, "cleanup", "--dry-run", "--json", *names)) == {
+        "my_task": 1,
+        "my_group": 0,
+        "my_chord": 0,
+        "my_part": 0,
+    }
+
+
 def test_schema(make_database: Callable[..., Database]) -> None:
     """Tables in a schema of their own are made, counted and cleaned up there."""
     url = make_database("psycopg").url
@@ -217,7 +238,9 @@ def test_age(local: URL, age: str) -> None:
         ("--older-than", "999999999w"),
         ("--batch-size", "0"),
         ("--table", "tasks=x"),
+        ("--table", "task="),
         ("--schema", "task"),
+        ("--schema", "chord=x"),
     ],
     ids=" ".join,
 )
