@@ -13,28 +13,42 @@ from sqlalchemy.exc import (
     ProgrammingError,
 )
 
-__all__ = ("is_contention", "is_creation_race", "is_hopeless", "is_lost", "is_transient", "note")
+__all__ = (
+    "is_contention",
+    "is_creation_race",
+    "is_full",
+    "is_hopeless",
+    "is_lost",
+    "is_transient",
+    "note",
+)
 
 # PostgreSQL's SQLSTATEs: https://www.postgresql.org/docs/current/errcodes-appendix.html
 # Serialization failure, deadlock, lock not available.
 _CONTENTION_SQLSTATES = frozenset(("40001", "40P01", "55P03"))
-# Connection exceptions, too many connections, shutdown, crash, start-up, idle timeout.
-_LOST_SQLSTATES = re.compile(r"08...|53300|57P0[1-5]")
+# Connection exceptions, shutdown, crash, start-up, idle timeout.
+_LOST_SQLSTATES = re.compile(r"08...|57P0[1-5]")
+# Too many connections.
+_FULL_SQLSTATE = "53300"
 
 # Errors of MySQL and MariaDB: https://mariadb.com/kb/en/mariadb-error-code-reference/
 # Row changed since it was read, lock wait timeout, deadlock, NOWAIT refused.
 _CONTENTION_NUMBERS = frozenset((1020, 1205, 1213, 3572))
-# Too many connections, Galera node not ready, shutdown in progress, connection killed, cannot
-# connect, server gone, connection lost.
-_LOST_NUMBERS = frozenset((1040, 1047, 1053, 1927, 2002, 2003, 2006, 2013, 2055))
+# Galera node not ready, shutdown in progress, connection killed, cannot connect, server gone,
+# connection lost.
+_LOST_NUMBERS = frozenset((1047, 1053, 1927, 2002, 2003, 2006, 2013, 2055))
+# Too many connections.
+_FULL_NUMBER = 1040
 
 # libpq gives no SQLSTATE for an attempt to connect, only the text.
 _LOST_TEXTS = re.compile(
     r"connection refused|connection reset|server closed the connection"
-    r"|the database system is (starting up|shutting down|in recovery)|too many clients"
-    r"|too many connections for|remaining connection slots|timeout expired|connection timeout"
-    r"|on socket .* failed: no such file",
+    r"|the database system is (starting up|shutting down|in recovery)"
+    r"|timeout expired|connection timeout|on socket .* failed: no such file",
     re.IGNORECASE,
+)
+_FULL_TEXTS = re.compile(
+    r"too many clients|too many connections for|remaining connection slots", re.IGNORECASE
 )
 
 _SQLITE_LOCKED = re.compile(r"database (table |schema )?is locked")
@@ -66,7 +80,7 @@ def is_transient(error: BaseException) -> bool:
     for what stays wrong: constraint violations, missing rights, tables or databases, bad
     passwords.
     """
-    return is_contention(error) or is_lost(error)
+    return is_contention(error) or is_lost(error) or is_full(error)
 
 
 def is_contention(error: BaseException) -> bool:
@@ -83,9 +97,19 @@ def is_contention(error: BaseException) -> bool:
     return sqlstate in _CONTENTION_SQLSTATES or number in _CONTENTION_NUMBERS
 
 
-def is_lost(error: BaseException) -> bool:
-    """Tell whether a connection was lost, or could not be made because of the server's state."""
+def is_full(error: BaseException) -> bool:
+    """Tell whether a server takes no more connections; those that are open are well."""
     if not isinstance(error, DBAPIError):
+        return False
+    sqlstate, number, text = _facts(error.orig)
+    if sqlstate is None and number is None:
+        return _FULL_TEXTS.search(text) is not None
+    return sqlstate == _FULL_SQLSTATE or number == _FULL_NUMBER
+
+
+def is_lost(error: BaseException) -> bool:
+    """Tell whether a connection was lost, or could not be made for a server that is away."""
+    if not isinstance(error, DBAPIError) or is_full(error):
         return False
     sqlstate, number, text = _facts(error.orig)
     return (

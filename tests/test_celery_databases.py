@@ -301,6 +301,28 @@ def test_database_that_stays_away(
     assert backend.errors == 3
 
 
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_full_server_costs_no_connection(
+    driver: str, make_database: Callable[..., Database], make_client: Callable[..., Celery]
+) -> None:
+    """Where the database takes no more connections those there are stay, and are used."""
+    database = make_database(driver)
+    settings = {"result_backend_always_retry": False}
+    backend = make_client(f"sessionmgr+{text_of(database)}", **settings).backend
+    backend.store_result("1", 1, "STARTED")
+    there = database.connections()
+    database.server.query(f"ALTER DATABASE {database.name} CONNECTION LIMIT 1")
+    with backend.session_manager.get_engine(backend.url).connect():
+        with pytest.raises(DBAPIError, match="too many connections") as raised:
+            backend.store_result("1", 2, "SUCCESS")
+        assert backend.exception_safe_to_retry(raised.value)
+        backend.on_backend_retryable_error(raised.value)
+    assert database.connections() == there
+    backend.store_result("1", 2, "SUCCESS")
+    assert backend.get_result("1") == 2
+    assert database.connections() == there
+
+
 @DRIVER
 def test_wrong_password(
     driver: str, make_database: Callable[..., Database], make_client: Callable[..., Celery]

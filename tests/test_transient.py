@@ -10,7 +10,7 @@ from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from sessionmgr import is_transient
-from sessionmgr.transient import is_contention, is_creation_race, is_lost
+from sessionmgr.transient import is_contention, is_creation_race, is_full, is_lost
 from tests.helpers import wait_until
 from tests.items import connection_id
 from tests.tcp_proxy import TCPProxy
@@ -59,9 +59,14 @@ def error_of(database: Database, *statements: str) -> DBAPIError:
 
 def kinds(error: DBAPIError) -> set[str]:
     """Return what an error is taken for."""
-    found = {"contention": is_contention, "lost": is_lost, "race": is_creation_race}
+    found = {
+        "contention": is_contention,
+        "full": is_full,
+        "lost": is_lost,
+        "race": is_creation_race,
+    }
     kinds = {name for name, check in found.items() if check(error)}
-    assert is_transient(error) is bool(kinds & {"contention", "lost"})
+    assert is_transient(error) is bool(kinds & {"contention", "full", "lost"})
     return kinds
 
 
@@ -73,7 +78,7 @@ def kinds(error: DBAPIError) -> set[str]:
         ("40P01", {"contention"}),
         ("55P03", {"contention"}),
         ("08006", {"lost"}),
-        ("53300", {"lost"}),
+        ("53300", {"full"}),
         ("57P01", {"lost"}),
         ("57P02", {"lost"}),
         ("57P03", {"lost"}),
@@ -108,7 +113,7 @@ def test_sqlstates_of_postgresql(database: Database, code: str, expected: set[st
         (1205, {"contention"}),
         (1213, {"contention"}),
         (1020, {"contention"}),
-        (1040, {"lost"}),
+        (1040, {"full"}),
         (1047, {"lost"}),
         (1053, {"lost"}),
         (1927, {"lost"}),
@@ -173,16 +178,16 @@ def test_hopeless_connect_is_not_transient(database: Database, change: dict[str,
 
 
 @POSTGRESQL
-def test_full_postgresql_is_lost(database: Database) -> None:
+def test_full_postgresql_is_full(database: Database) -> None:
     """A database that takes no more connections may take one in a moment."""
     database.server.query(f"ALTER DATABASE {database.name} CONNECTION LIMIT 1")
     with create_engine(database.url, poolclass=NullPool).connect():
         error = connect_error(database.url)
     assert "too many connections" in str(error)
-    assert kinds(error) == {"lost"}
+    assert kinds(error) == {"full"}
 
 
-def test_full_postgresql_server_is_lost(
+def test_full_postgresql_server_is_full(
     private_postgresql: PostgreSQL, make_database: Callable[..., Database]
 ) -> None:
     """A server without a slot for an ordinary role may have one in a moment."""
@@ -192,10 +197,10 @@ def test_full_postgresql_server_is_lost(
     private_postgresql.process.restart()
     urls = [make_database(driver, private_postgresql).url for driver in ("psycopg", "psycopg2")]
     with connected(urls[0]):
-        assert [kinds(connect_error(url)) for url in urls] == [{"lost"}] * 2
+        assert [kinds(connect_error(url)) for url in urls] == [{"full"}] * 2
 
 
-def test_full_mariadb_server_is_lost(
+def test_full_mariadb_server_is_full(
     private_mariadb: MariaDB, make_database: Callable[..., Database]
 ) -> None:
     """A server that takes no more connections may take one in a moment."""
@@ -204,7 +209,7 @@ def test_full_mariadb_server_is_lost(
     with contextlib.ExitStack() as connections:
         for _ in range(10):
             connections.enter_context(connected(urls[0]))
-        assert [kinds(connect_error(url)) for url in urls] == [{"lost"}] * 2
+        assert [kinds(connect_error(url)) for url in urls] == [{"full"}] * 2
 
 
 @POSTGRESQL
@@ -262,4 +267,4 @@ def test_locked_sqlite_file_is_contention(tmp_path: Path) -> None:
 )
 def test_errors_that_are_no_databases_are_not_transient(error: BaseException) -> None:
     """What no driver raised says nothing of the database."""
-    assert not any(check(error) for check in (is_transient, is_lost, is_creation_race))
+    assert not any(check(error) for check in (is_transient, is_full, is_lost, is_creation_race))

@@ -350,7 +350,10 @@ class DatabaseBackend(ChordCounting, RestartWaiting, BaseBackend):  # type: igno
         )
 
     def on_backend_retryable_error(self, exc: BaseException) -> None:
-        """Drop the connections, if one was lost."""
+        """Drop the connections, if one was lost.
+
+        Not where the server takes no more of them: new ones are the last to be had then.
+        """
         if is_lost(exc):
             self.store.invalidate()
 
