@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from sessionmgr import ResultStore
 from sessionmgr.errors import ResultArgumentError, ResultTimeoutError
@@ -19,6 +20,8 @@ from tests.servers import DRIVERS, Database
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from sqlalchemy import URL
 
     from tests.servers.postgresql import PostgreSQL
 
@@ -180,6 +183,47 @@ def test_killed_connections_do_not_end_the_wait(
         waiter.has_looked(3)
         store.store("1", "SUCCESS")
         assert waiter.end() == ["1"]
+
+
+# -- a pool without a connection
+
+
+def test_full_pool_does_not_end_the_wait(
+    url: URL | str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits outlives a pool whose connections are all in use, until its own timeout."""
+    options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.02}
+    with ResultStore(url, engine_options=options) as store, ResultStore(url) as other:
+        store.prepare()
+        other.prepare()
+        with store.manager.get_engine(store.dburi).connect():
+            waiter = Waiter(store, ["1"])
+            waiter.has_looked(3)
+            with pytest.raises(ResultTimeoutError) as caught:
+                list(store.wait(["1"], 0.1))
+            assert isinstance(caught.value.__cause__, PoolTimeoutError)
+            other.store("1", "SUCCESS")
+            waiter.has_looked()
+        assert waiter.end() == ["1"]
+        assert "cannot look for the results of 1 tasks" in caplog.text
+        monkeypatch.setattr(waiting, "PATIENCE", 0.1)
+        with store.manager.get_engine(store.dburi).connect():
+            with pytest.raises(PoolTimeoutError):
+                list(store.wait(["2"]))
+            with pytest.raises(ResultTimeoutError):
+                list(store.wait(["2"], 0.5))
+
+
+def test_wait_for_a_full_pool_is_waited_once(local: ResultStore) -> None:
+    """When the pool alone has taken longer than the timeout, it is not asked again."""
+    options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.2}
+    looks: list[None] = []
+    with ResultStore(local.dburi, engine_options=options) as store:
+        store.prepare()
+        engine = store.manager.get_engine(store.dburi)
+        with engine.connect(), pytest.raises(ResultTimeoutError):
+            list(store.wait(["1"], 0.1, on_interval=lambda: looks.append(None)))
+    assert looks == []
 
 
 # -- a server that goes

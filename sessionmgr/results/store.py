@@ -227,7 +227,8 @@ class ResultStore(ResultAccess):
         pauses that grow from 5 ms to ``max_interval``: a task is seen late by an eighth of the
         time it took. With ``notify=True``, on PostgreSQL with psycopg or psycopg2, it is seen
         at once: one connection of the process listens while any of its threads wait. No other
-        is held between looks. A database that is away for less than a minute is waited for.
+        is held between looks. A database that is away for less than a minute is waited for, and
+        so is a pool whose connections are all in use; with a ``timeout``, for that long.
 
         :param task_ids: their ids; the result of each comes once.
         :param timeout: seconds from now until giving up; 0 looks once. Default: never.

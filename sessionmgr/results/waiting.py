@@ -9,6 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from sessionmgr.errors import ResultArgumentError, ResultTimeoutError
 from sessionmgr.transient import is_transient
@@ -112,7 +113,7 @@ class Waiting:
         self._earliest = self._start  # of the next look at those told
         self._listener: Listener | None = None
         self._ear: Ear | None = None
-        self._failure: DBAPIError | None = None
+        self._failure: DBAPIError | PoolTimeoutError | None = None
         self._failing_since = 0.0
 
     def results(self) -> Iterator[TaskResult]:
@@ -127,6 +128,7 @@ class Waiting:
                 last = ids is self._open and monotonic() >= self._deadline
                 found = self._look(ids)
                 yield from found
+                last = last or self._has_waited_for_the_pool()
                 if last and self._open:
                     raise self._timeout_error() from self._failure
                 if not found and self._on_interval is not None:
@@ -141,8 +143,8 @@ class Waiting:
         start = monotonic()
         try:
             found = self._store._select(ids, lambda statements: statements.get_ready)
-        except DBAPIError as error:
-            if not is_transient(error):
+        except (DBAPIError, PoolTimeoutError) as error:
+            if not (isinstance(error, PoolTimeoutError) or is_transient(error)):
                 raise
             self._bear(error, start)
             found = {}
@@ -162,11 +164,18 @@ class Waiting:
             self._next = monotonic() + self._pace.pause(told=told)
         return sorted(results, key=_end)
 
-    def _bear(self, error: DBAPIError, start: float) -> None:
+    def _has_waited_for_the_pool(self) -> bool:
+        """Tell whether time is over, and was spent on a pool that had no connection free.
+
+        A last look would wait for one again, for ``pool_timeout``.
+        """
+        return isinstance(self._failure, PoolTimeoutError) and monotonic() >= self._deadline
+
+    def _bear(self, error: DBAPIError | PoolTimeoutError, start: float) -> None:
         """Go on after a failed look, for a while.
 
         The store has tried several times within a fraction of a second. A waiter has time, and
-        sees a restart of the database through.
+        sees a restart of the database through, and threads that keep all connections.
         """
         if self._failure is None:
             self._failing_since = start
@@ -176,10 +185,12 @@ class Waiting:
                 self._store.describe(),
                 len(self._open),
                 PATIENCE,
-                error.orig,
+                getattr(error, "orig", error),
             )
         self._failure = error
-        if monotonic() - self._failing_since >= PATIENCE:
+        # a full pool is the caller's own, and so is the timeout, if there is one
+        bears = isinstance(error, PoolTimeoutError) and self._deadline < math.inf
+        if monotonic() - self._failing_since >= PATIENCE and not bears:
             raise error
 
     def _rest(self) -> Collection[str]:
