@@ -1,17 +1,31 @@
-"""A statement that is compiled once, and then sent as the driver takes it."""
+"""Statements that are compiled once, and then sent as the driver takes them."""
 
 from __future__ import annotations
 
+import re
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.exc import DBAPIError
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from sqlalchemy import Connection, CursorResult, Dialect, Table
 
-__all__ = ("SentStatement",)
+__all__ = ("SentRows", "SentStatement")
 
 _OPTIONS = {"preserve_rowcount": True}
+
+#: An upsert of MySQL's: what comes before the row, the row, what comes after it.
+_UPSERT = re.compile(r"(.*? VALUES )(\(.*?\))((?: AS \w+)? ON DUPLICATE KEY UPDATE .*)", re.DOTALL)
+
+#: A parameter with a name.
+_NAMED = re.compile(r"%\((\w+)\)s")
+
+#: Bytes and characters in a statement, at most, unless they are one row's. Drivers may double
+#: them; MySQL takes 16 MiB, and some servers are set to 1 MiB (max_allowed_packet).
+_LENGTH = 2**18
 
 
 class SentStatement:
@@ -34,13 +48,61 @@ class SentStatement:
 
         :param values: column -> value; each time of the same columns.
         """
+        compiled = self._for(connection, values)
+        return connection.exec_driver_sql(
+            compiled.text, compiled.parameters(values), execution_options=_OPTIONS
+        )
+
+    def _for(self, connection: Connection, values: Mapping[str, Any]) -> _Compiled:
         compiled = self._compiled
         if compiled is None or compiled.dialect is not connection.dialect:
             compiled = _Compiled(self._statement, self._table, connection.dialect, values)
             self._compiled = compiled
-        return connection.exec_driver_sql(
-            compiled.text, compiled.parameters(values), execution_options=_OPTIONS
-        )
+        return compiled
+
+
+class SentRows(SentStatement):
+    """An upsert of MySQL's of many rows.
+
+    MySQL's drivers make one statement of many rows by themselves, but not where a row takes its
+    id from a sequence. Parameters are in the rows alone.
+    """
+
+    def execute_many(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Send some rows, in as few statements as their length allows.
+
+        :param rows: at least one, all of the same columns.
+        """
+        compiled = self._for(connection, rows[0])
+        found = _UPSERT.fullmatch(compiled.text)
+        assert found is not None
+        begin, row, end = found.groups()
+        # PyMySQL's parameters have names, which would be the same in each row; it takes both forms
+        names = _NAMED.findall(row)
+        row = _NAMED.sub("%s", row)
+        for portion in _portions(map(compiled.parameters, rows)):
+            values = [[each[name] for name in names] if names else each for each in portion]
+            text = f"{begin}{', '.join([row] * len(portion))}{end}"
+            try:
+                connection.exec_driver_sql(text, tuple(chain.from_iterable(values)))
+            except DBAPIError as error:
+                error.statement = f"{begin}{row}, ...{end}"  # not a hundred thousand characters
+                raise
+
+
+def _portions(rows: Iterable[Any]) -> Iterator[list[Any]]:
+    """Give the parameters of rows in portions that fit in a statement."""
+    portion: list[Any] = []
+    length = 0
+    for row in rows:
+        values = row.values() if isinstance(row, dict) else row
+        size = sum(len(value) for value in values if isinstance(value, (str, bytes)))
+        if portion and length + size > _LENGTH:
+            yield portion
+            portion, length = [], 0
+        portion.append(row)
+        length += size
+    yield portion
 
 
 class _Compiled:

@@ -20,7 +20,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
-from .sent import SentStatement
+from .sent import SentRows, SentStatement
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -151,21 +151,20 @@ class _OnDuplicateKey(Upsert):
         statement = mysql.insert(self.table).inline()
         changes = [(name, self._new(name, statement.inserted)) for name in self.columns]
         if self.final is not None:
-            # Text, not parameters: executemany of MySQL's drivers has parameters in VALUES only.
+            # Text, not parameters: where there are many rows those are in VALUES only.
             there = self.table.c.status == literal_column(f"'{self.final}'")
             changes = [(name, func.if_(there, self.table.c[name], new)) for name, new in changes]
             number = self.table.c.id
             ignored = number + literal_column(f"0 * last_insert_id({IGNORED})")
             changes.insert(0, ("id", func.if_(there, ignored, number)))
-        self.statement = statement.on_duplicate_key_update(changes)
-        self._one = SentStatement(self.statement, self.table)
+        self._sent = SentRows(statement.on_duplicate_key_update(changes), self.table)
 
     def write(self, connection: Connection, values: Mapping[str, Any]) -> bool:
-        return self._one.execute(connection, values).lastrowid != IGNORED
+        return self._sent.execute(connection, values).lastrowid != IGNORED
 
     def write_many(self, connection: Connection, rows: Iterable[Mapping[str, Any]]) -> None:
         for batch in _batches(rows):
-            connection.execute(self.statement, batch)
+            self._sent.execute_many(connection, batch)
 
 
 class _UpdateThenInsert(Upsert):
