@@ -22,6 +22,7 @@ from sqlalchemy import (
     text,
 )
 
+from sessionmgr.results import access, statements, upsert
 from tests.servers import DRIVERS
 from tests.tcp_proxy import TCPProxy
 
@@ -30,15 +31,18 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator, Mapping
 
+    import pytest
     from sqlalchemy import URL, Engine
 
     from sessionmgr import ResultStore
 
 __all__ = (
+    "ELSEWHERE",
     "EXTENDED_COLUMNS",
     "NEW_COLUMNS",
     "RESULT_DRIVERS",
     "CountingProxy",
+    "be_elsewhere",
     "celery_tables",
     "columns_of",
     "counted_statements",
@@ -50,11 +54,31 @@ __all__ = (
 RESULT_DRIVERS = (*DRIVERS, "sqlite")
 """The drivers of the servers, and SQLite's."""
 
+ELSEWHERE = ("psycopg-elsewhere", "mysqlclient-elsewhere", "sqlite-elsewhere")
+"""Drivers of databases that are taken for ones of which nothing is known: no upsert, no BEGIN."""
+
 EXTENDED_COLUMNS = ("name", "args", "kwargs", "worker", "retries", "queue")
 """What Celery's tables have where ``result_extended`` was on, in every version from 4.4."""
 
 NEW_COLUMNS = ("children", "stamps")
 """What Celery 5.7 added; the last of them where ``result_extended`` is on."""
+
+
+def be_elsewhere(driver: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Have stores take a database of :data:`ELSEWHERE` for one of which they know nothing.
+
+    :return: the driver's name.
+    """
+    driver, _, elsewhere = driver.partition("-")
+    if elsewhere:
+        monkeypatch.setattr(access, "_BEGIN", {})
+        make = upsert.make_upsert
+
+        def make_elsewhere(_: str, *args: Any, **options: Any) -> Any:
+            return make("elsewhere", *args, **options)
+
+        monkeypatch.setattr(statements, "make_upsert", make_elsewhere)
+    return driver
 
 
 class CountingProxy(TCPProxy):
@@ -104,13 +128,13 @@ def columns_of(url: URL | str, table: str = "celery_taskmeta") -> set[str]:
 def counted_statements(store: ResultStore) -> Iterator[list[str]]:
     """Give a list that grows by each statement of a store's engine."""
     engine = store.manager.get_engine(store.dburi)
-    statements: list[str] = []
+    seen: list[str] = []
 
     def note(*args: Any) -> None:
-        statements.append(args[2])
+        seen.append(args[2])
 
     event.listen(engine, "before_cursor_execute", note)
-    yield statements
+    yield seen
     event.remove(engine, "before_cursor_execute", note)
 
 

@@ -11,7 +11,10 @@ from sqlalchemy import make_url, text
 from sessionmgr import ResultStore, TaskResult
 from sessionmgr.results.records import FIELDS
 from tests.results_helpers import (
+    ELSEWHERE,
+    RESULT_DRIVERS,
     CountingProxy,
+    be_elsewhere,
     counted_statements,
     make_celery_tables,
     rows_of,
@@ -28,6 +31,17 @@ if TYPE_CHECKING:
 pytest_plugins = ["tests.results_fixtures"]
 
 WHEN = datetime(2024, 2, 29, 12, 30, 15)  # noqa: DTZ001 - as the table has it
+
+
+@pytest.fixture(params=[*RESULT_DRIVERS, *ELSEWHERE])
+def url(
+    request: pytest.FixtureRequest,
+    make_database: Callable[..., Database],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> URL | str:
+    """Return the URL of an empty database, with each driver, and of those that are not known."""
+    return database_url(be_elsewhere(request.param, monkeypatch), make_database, tmp_path)
 
 
 # -- one result

@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from sqlalchemy import URL
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
@@ -25,7 +26,7 @@ from .preparation import prepare
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from sqlalchemy import URL, Connection, Engine
+    from sqlalchemy import Connection, Engine
 
     from sessionmgr.config import EngineCallback
 
@@ -43,8 +44,9 @@ AUTOCOMMIT: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "pool_reset_on_re
 if "skip_autocommit_rollback" in signature(DefaultDialect).parameters:  # since 2.0.43
     AUTOCOMMIT["skip_autocommit_rollback"] = True
 
-#: READ COMMITTED, whatever the server's default: it locks least. SQLite's transactions here all
-#: write, hence take the lock at once.
+#: How transactions begin on a connection in autocommit. READ COMMITTED, whatever the server's
+#: default: it locks least. SQLite's transactions here all write, hence take the lock at once.
+#: Other databases may have no such statement: there each call is in a transaction of the driver's.
 _BEGIN = {
     "postgresql": ("BEGIN ISOLATION LEVEL READ COMMITTED",),
     "mysql": ("SET TRANSACTION ISOLATION LEVEL READ COMMITTED", "BEGIN"),
@@ -131,11 +133,13 @@ class ResultAccess:
         self._owns_manager = manager is None
         given = Layer("the store's engine_options", engine_options or {})
         self._engine_options = dict(check_options(given).options)
-        options = {**AUTOCOMMIT, **self._engine_options}
-        self._commits_itself = manager is None and options["isolation_level"] == "AUTOCOMMIT"
         self._call_options = {} if manager is None else self._engine_options
         #: The database, as it was named.
         self.dburi = parse_url(dburi) if manager is None else dburi
+        begins = isinstance(self.dburi, URL) and self.dburi.get_backend_name() in _BEGIN
+        options = {**(AUTOCOMMIT if begins else {}), **self._engine_options}
+        level = options.get("isolation_level")
+        self._commits_itself = manager is None and begins and level == "AUTOCOMMIT"
         #: Where the connections are from.
         self.manager = manager or SessionManager(
             engine_callback, metadata=tables.metadata, pooling="always", engine_options=options
@@ -206,8 +210,9 @@ class ResultAccess:
     def _connect(self, *, transaction: bool = False) -> Iterator[Connection]:
         engine = self._engine()
         if not self._commits_itself:
-            # Somebody else's manager. Autocommit would have to be set at each checkout, and the
-            # error of a dead connection, which is found so, would reach nobody who knows it.
+            # Somebody else's manager: autocommit would have to be set at each checkout, and the
+            # error of a dead connection, which is found so, would reach nobody who knows it. Or
+            # a database whose statements are not known.
             with engine.begin() as connection:
                 self._mark_leaving(connection)
                 yield connection
@@ -265,7 +270,7 @@ def _whole(connection: Connection) -> Iterator[None]:
 @contextmanager
 def _transaction(connection: Connection) -> Iterator[None]:
     """Make a transaction on a connection in autocommit, which stays in that."""
-    for statement in _BEGIN.get(connection.dialect.name, ("BEGIN",)):
+    for statement in _BEGIN[connection.dialect.name]:
         connection.exec_driver_sql(statement)
     try:
         yield

@@ -168,16 +168,29 @@ class _OnDuplicateKey(Upsert):
 
 
 class _UpdateThenInsert(Upsert):
-    """Two statements, and the first again when another process was faster."""
+    """Two statements, and the first again when another process was faster.
+
+    The connection is in a transaction, which goes on after the INSERT that failed.
+    """
 
     def write(self, connection: Connection, values: Mapping[str, Any]) -> bool:
         if self._update(connection, values):
             return True
+        # Not by "with": after a deadlock, say, the database may have no savepoint any more.
+        savepoint = connection.begin_nested()
         try:
             connection.execute(insert(self.table), values)
         except IntegrityError:
+            savepoint.rollback()
+            if not self._is_there(connection, values):
+                raise  # for another reason than the key
             return self._update(connection, values)
+        savepoint.commit()
         return True
+
+    def _is_there(self, connection: Connection, values: Mapping[str, Any]) -> bool:
+        key = self.table.c[self.key]
+        return connection.execute(select(key).where(key == values[self.key])).first() is not None
 
     def _update(self, connection: Connection, values: Mapping[str, Any]) -> bool:
         changes = {
