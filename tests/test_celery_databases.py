@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import chord, uuid
 from celery.exceptions import BackendStoreError
 from celery.result import GroupResult
-from sqlalchemy import NullPool
+from sqlalchemy import NullPool, make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from sessionmgr.ext.celery import DatabaseBackend, restarts
@@ -19,7 +20,8 @@ from tests.concurrency import in_threads
 from tests.counting import connection_counter, database_to_count
 from tests.helpers import wait_until
 from tests.results_helpers import counted_statements, rows_of
-from tests.schema_helpers import powerless_role
+from tests.schema_helpers import database_url, powerless_role
+from tests.servers import DRIVERS
 from tests.tcp_proxy import TCPProxy
 
 if TYPE_CHECKING:
@@ -321,6 +323,34 @@ def test_full_server_costs_no_connection(
     backend.store_result("1", 2, "SUCCESS")
     assert backend.get_result("1") == 2
     assert database.connections() == there
+
+
+@pytest.mark.parametrize("driver", [*DRIVERS, "sqlite"])
+def test_abandoned_session_is_rolled_back(
+    driver: str,
+    make_database: Callable[..., Database],
+    make_client: Callable[..., Celery],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What a session has not committed when it is let go is not there, and costs no connection."""
+    url = make_url(database_url(driver, make_database, tmp_path))
+    backend = make_client(f"sessionmgr+{url.render_as_string(hide_password=False)}").backend
+    for number in range(3):
+        session = backend.ResultSession()
+        session.add(backend.task_cls(f"abandoned-{number}"))
+        session.flush()
+        del session
+        gc.collect()
+        backend.store.store(f"{number}", "SUCCESS")
+    with backend.ResultSession() as session:
+        session.add(backend.task_cls("committed"))
+        session.commit()
+    found = rows_of(url, "SELECT task_id FROM celery_taskmeta ORDER BY task_id")
+    assert found == [("0",), ("1",), ("2",), ("committed",)]
+    [stats] = backend.session_manager.stats().databases
+    assert (stats.connects, stats.invalidated, stats.checked_out) == (1, 0, 0)
+    assert "Exception during reset" not in caplog.text
 
 
 @DRIVER
