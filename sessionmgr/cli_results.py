@@ -208,7 +208,7 @@ def cleanup(
 
     It goes in batches with a commit each, so that nobody who stores has to wait for it, and
     may be interrupted and run again at any time. One cleanup runs at a time in a database: a
-    second one says so, and ends with status 0.
+    second one says so, and ends with status 0. On SQLite they take turns.
     """
     if dry_run:
         _show_expired(count_expired(store, before), before, as_json=as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import multiprocessing
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 from sqlalchemy import event, func, select
 
-from sessionmgr import ResultStore, TaskResult
+from sessionmgr import ResultStore, SessionManager, TaskResult
 from sessionmgr.errors import ResultArgumentError
+from sessionmgr.results import cleanup
 from sessionmgr.serverlock import server_lock
 from tests.concurrency import in_children
 from tests.helpers import wait_until
@@ -25,9 +27,14 @@ from tests.results_helpers import (
     plain_engine,
     rows_of,
 )
+from tests.servers import DRIVERS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from sqlalchemy import URL
+
+    from tests.servers import Database
 
 
 pytest_plugins = ["tests.results_fixtures"]
@@ -191,6 +198,145 @@ def test_second_runner_leaves_it_to_the_first(
         assert "another cleanup of results is running" in caplog.text
         assert store.describe() in caplog.text
     assert store.cleanup(BEFORE) == 3
+
+
+@pytest.fixture(params=["own", "given"])
+def runner(request: pytest.FixtureRequest, url: URL | str) -> Iterator[ResultStore]:
+    """Open a store with a manager of its own, whose connections are in autocommit, or another."""
+    if request.param == "own":
+        with ResultStore(url) as opened:
+            yield opened
+    else:
+        with SessionManager(pooling="always") as manager:
+            yield ResultStore(url, manager=manager)
+
+
+@pytest.mark.parametrize("url", list(DRIVERS), indirect=True)
+def test_second_runner_deletes_nothing_between_two_batches(
+    runner: ResultStore, store: ResultStore
+) -> None:
+    """The first has the lock for its whole run: who begins in its midst leaves it alone."""
+    fill(store, 50, OLD)
+    others: list[int] = []
+
+    def run_others(_: int) -> None:
+        others.extend(each.cleanup(BEFORE, batch_size=10) for each in (store, runner))
+
+    assert runner.cleanup(BEFORE, batch_size=10, progress=run_others) == 50
+    assert len(others) >= 10
+    assert set(others) == {0}
+    fill(store, 5, OLD, "again")
+    assert store.cleanup(BEFORE) == 5, "the lock is free"
+
+
+@ON_SERVERS
+def test_forked_child_leaves_the_lock_to_its_parent(store: ResultStore) -> None:
+    """A child that is forked in the midst of a run does not have its lock, nor ends it."""
+    fill(store, 30, OLD)
+    others: list[int] = []
+
+    def run_others(_: int) -> None:
+        others.extend(in_children([lambda: store.cleanup(BEFORE)]))
+
+    assert store.cleanup(BEFORE, batch_size=10, progress=run_others) == 30
+    assert set(others) == {0}
+
+
+@ON_SERVERS
+def test_end_of_the_run_frees_the_lock(store: ResultStore) -> None:
+    """What progress raises ends the run, and its lock; no connection stays but the pool's."""
+    fill(store, 30, OLD)
+
+    def fail(_: int) -> NoReturn:
+        raise KeyboardInterrupt
+
+    for rest in (20, 10):
+        with pytest.raises(KeyboardInterrupt):
+            store.cleanup(BEFORE, batch_size=10, progress=fail)
+        assert left(store) == rest
+    assert store.cleanup(BEFORE) == 10
+    [stats] = store.manager.stats().databases
+    assert (stats.checked_out, stats.idle) == (0, 1)
+
+
+@ON_SERVERS
+def test_runner_needs_one_connection_of_the_pool(url: URL | str, store: ResultStore) -> None:
+    """The lock takes none away from batches and progress: a pool of one is enough."""
+    fill(store, 30, OLD)
+    options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.1}
+    with ResultStore(url, engine_options=options) as small:
+        found: list[bool] = []
+        assert small.cleanup(BEFORE, 10, lambda _: found.append(small.exists("old-29"))) == 30
+        assert found[:3] == [True, True, False]
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_lock_on_postgresql_suits_a_transaction_pooler(
+    make_database: Callable[..., Database], driver: str
+) -> None:
+    """It belongs to an open transaction, which keeps no snapshot that would hold up VACUUM."""
+    database = make_database(driver)
+    query = (
+        "SELECT a.state, a.backend_xmin, a.backend_xid FROM pg_locks l JOIN pg_stat_activity a"
+        " USING (pid) WHERE l.locktype = 'advisory' AND a.datname = %s"
+    )
+    seen: list[Any] = []
+
+    def look(_: int) -> None:
+        seen.extend(database.server.query(query, database.name))
+
+    options = {"isolation_level": "REPEATABLE READ"}
+    with SessionManager(pooling="always", engine_options=options) as manager:
+        for store in (ResultStore(database.url), ResultStore(database.url, manager=manager)):
+            with store:
+                fill(store, 1, OLD)
+                store.cleanup(BEFORE, progress=look)
+    assert len(seen) == 8
+    assert set(seen) == {("idle in transaction", None, None)}
+    assert database.server.query(query, database.name) == []
+
+
+@pytest.mark.parametrize("driver", list(DRIVERS))
+def test_lost_lock_is_taken_again(
+    make_database: Callable[..., Database],
+    driver: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A runner whose connections are killed goes on, unless another has the lock by then."""
+    caplog.set_level(logging.INFO, "sessionmgr")
+    database = make_database(driver)
+    with ResultStore(database.url) as store, plain_engine(database.url) as engine:
+
+        def kill(_: int) -> None:
+            database.server.kill(*database.connections())
+            wait_until(lambda: not database.connections())
+
+        fill(store, 30, OLD)
+        assert store.cleanup(BEFORE, batch_size=10, progress=kill) == 30
+        assert "another cleanup" not in caplog.text
+
+        monkeypatch.setattr(cleanup, "_PATIENCE", 0.1)
+        with contextlib.ExitStack() as ends:
+
+            def take_it_away(deleted: int) -> None:
+                kill(deleted)
+                connection = ends.enter_context(engine.begin())
+                ends.enter_context(server_lock(connection, "cleanup", "another's"))
+
+            fill(store, 30, OLD)
+            assert store.cleanup(BEFORE, batch_size=10, progress=take_it_away) == 10
+            assert "another cleanup of results is running" in caplog.text
+        assert store.cleanup(BEFORE) == 20
+
+
+def test_runners_take_turns_on_sqlite(local: ResultStore) -> None:
+    """There is no lock for a run: who begins in the midst of another's deletes the rest."""
+    fill(local, 30, OLD)
+    others: list[int] = []
+    with ResultStore(local.dburi) as other:
+        deleted = local.cleanup(BEFORE, 10, lambda _: others.append(other.cleanup(BEFORE)))
+    assert (deleted, others[:2]) == (10, [20, 0])
 
 
 @ONE_PER_DATABASE

@@ -12,7 +12,8 @@ from sqlalchemy import delete, exists, func, inspect, or_, select, tuple_
 
 from sessionmgr.errors import EngineOptionsError, ResultArgumentError
 from sessionmgr.options import check_count
-from sessionmgr.serverlock import server_lock
+from sessionmgr.serverlock import RunLock, lock_for_writing
+from sessionmgr.transactions import transient_retries
 from sessionmgr.urls import hide_secrets
 
 from .arguments import in_utc
@@ -39,6 +40,9 @@ _KEYS = 500
 #: Seconds between two batches on SQLite, at most; they are as long as the batch took. Writers
 #: that wait for its lock look again up to every 0.1 s, and would hardly ever find it free.
 _LONGEST_PAUSE = 0.1
+
+#: Seconds until a server has noticed, at the latest, that the connection of the lock is gone.
+_PATIENCE = 5.0
 
 
 @dataclass(frozen=True)
@@ -87,13 +91,7 @@ def cleanup(
     progress: Callable[[int], None] | None = None,
 ) -> int:
     """Delete what ended before a time; see :meth:`ResultStore.cleanup`."""
-    deleted = delete_expired(store, before, batch_size, progress)
-    if deleted is None:
-        log.info(
-            "database %s: another cleanup of results is running, and this one leaves it to that",
-            store.describe(),
-        )
-    return deleted or 0
+    return delete_expired(store, before, batch_size, progress) or 0
 
 
 def delete_expired(
@@ -117,18 +115,46 @@ def delete_expired(
     except EngineOptionsError as error:
         raise ResultArgumentError(str(error)) from None
     tables = store._call(lambda _, connection: expiring_tables(connection, store.tables))
-    deleted, wait = 0, False
-    for each in tables:
-        batch: _Batch | None = _Batch(0, None, more=True)
-        while batch is not None and batch.more:
-            batch = _run_batch(store, each, end, batch_size, batch.position, wait=wait)
-            if batch is None:
-                return None
-            wait = True
-            deleted += batch.deleted
-            if progress is not None:
-                progress(deleted)
-    return deleted
+    lock = RunLock(store._engine, "cleanup")
+    try:
+        if not _take(store, lock):
+            _say_another_runs(store)
+            return None
+        deleted = 0
+        for each in tables:
+            batch = _Batch(0, None, more=True)
+            while batch.more:
+                if not _keep(store, lock):
+                    _say_another_runs(store)
+                    return deleted
+                batch = _run_batch(store, each, end, batch_size, batch.position)
+                deleted += batch.deleted
+                if progress is not None:
+                    progress(deleted)
+        return deleted
+    finally:
+        lock.release()
+
+
+def _say_another_runs(store: ResultStore) -> None:
+    log.info(
+        "database %s: another cleanup of results is running, and this one leaves it to that",
+        store.describe(),
+    )
+
+
+def _take(store: ResultStore, lock: RunLock) -> bool:
+    return bool(transient_retries(store._attempts)(lock.take))
+
+
+def _keep(store: ResultStore, lock: RunLock) -> bool:
+    """See that the lock is held, and take it again if its connection was lost."""
+    deadline = monotonic() + _PATIENCE
+    held = lock.is_held() or _take(store, lock)
+    while not held and monotonic() < deadline:
+        sleep(0.05)
+        held = _take(store, lock)
+    return held
 
 
 def naive_utc(before: datetime) -> datetime:
@@ -164,25 +190,15 @@ def expiring_tables(connection: Connection, tables: ResultTables) -> list[Expiri
 
 
 def _run_batch(
-    store: ResultStore,
-    each: ExpiringTable,
-    end: datetime,
-    size: int,
-    position: Any,
-    *,
-    wait: bool,
-) -> _Batch | None:
-    """Delete a batch in a transaction of its own, under the database's lock.
-
-    :param wait: whether to wait for another holder of the lock.
-    :return: ``None`` when another has the lock.
-    """
+    store: ResultStore, each: ExpiringTable, end: datetime, size: int, position: Any
+) -> _Batch:
+    """Delete a batch in a transaction of its own."""
     choose = _by_date if each.indexed or len(each.table.primary_key) > 1 else _by_key
 
-    def work(_: object, connection: Connection) -> tuple[_Batch | None, float | None]:
-        with server_lock(connection, "cleanup", store.describe(), wait=wait) as held:
-            locked = monotonic() if connection.dialect.name == "sqlite" else None
-            return choose(connection, each, end, size, position) if held else None, locked
+    def work(_: object, connection: Connection) -> tuple[_Batch, float | None]:
+        lock_for_writing(connection)
+        locked = monotonic() if connection.dialect.name == "sqlite" else None
+        return choose(connection, each, end, size, position), locked
 
     batch, locked = store._call(work, transaction=True)
     if locked is not None:

@@ -295,16 +295,15 @@ class ResultStore(ResultAccess):
 
         A chord is as old as the last of its parts that returned, and so is what it keeps.
         Each batch is a transaction, short enough for those who store at the same time. One
-        runner at a time deletes in a database: while another one does, this returns 0 at once
-        (on SQLite they take turns). What has not ended has no time, and stays.
+        runner at a time deletes in a PostgreSQL, MySQL or MariaDB database: while another one
+        does, this returns 0 at once. A connection of its own has the lock for the whole run. On
+        SQLite runners take turns, batch by batch. What has not ended has no time, and stays.
 
         :param before: the time; without a time zone it is UTC.
         :param batch_size: rows in a batch, at most.
         :param progress: is told after each batch how many rows are gone by now.
         :return: how many rows are gone.
         :raises ResultArgumentError: when an argument cannot be.
-        :raises SchemaLockError: when MySQL or MariaDB does not grant the lock for a later batch
-            within 60 s.
         """
         return cleanup(self, before, batch_size, progress)
 
