@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["tests.results_fixtures"]
 
+
 def serializable(engine: Engine) -> None:
     """Set a level on an engine, as an ``engine_callback``."""
     engine.update_execution_options(isolation_level="SERIALIZABLE")

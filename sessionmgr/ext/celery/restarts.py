@@ -10,7 +10,7 @@ from celery.backends.base import Backend
 from celery.utils.time import get_exponential_backoff_interval
 from sqlalchemy.exc import DBAPIError
 
-from sessionmgr.transient import is_lost
+from sessionmgr.transient import is_full, is_lost
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,7 +70,8 @@ class RestartWaiting(Backend):  # type: ignore[misc]  # Celery has no type hints
         return super()._ensure_retryable(call, *args, **kwargs)
 
     def _is_waited_for(self, error: DBAPIError) -> bool:
-        return bool(self.always_retry) and is_lost(error) and self.exception_safe_to_retry(error)
+        away = is_lost(error) or is_full(error)
+        return bool(self.always_retry) and away and self.exception_safe_to_retry(error)
 
     def _pause(self, attempt: int) -> float:
         """Give the seconds until the next attempt, as Celery has them between its retries."""
