@@ -7,12 +7,11 @@ from contextlib import contextmanager, nullcontext
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from sqlalchemy import URL, event
+from sqlalchemy import URL
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from sessionmgr import forking
-from sessionmgr.config import check_callbacks
 from sessionmgr.errors import ResultArgumentError
 from sessionmgr.manager import SessionManager
 from sessionmgr.monitor import open_connection
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from sqlalchemy import Connection, Engine
-    from sqlalchemy.pool import PoolResetState
 
     from sessionmgr.config import EngineCallback
 
@@ -143,12 +141,8 @@ class ResultAccess:
         level = options.get("isolation_level")
         self._commits_itself = manager is None and begins and level == "AUTOCOMMIT"
         #: Where the connections are from.
-        self._engine_callbacks = check_callbacks(engine_callback)
         self.manager = manager or SessionManager(
-            [*self._engine_callbacks, _end_what_is_abandoned],
-            metadata=tables.metadata,
-            pooling="always",
-            engine_options=options,
+            engine_callback, metadata=tables.metadata, pooling="always", engine_options=options
         )
         self._key = self.manager._key(self.dburi)
         # guards that the tables are looked at once
@@ -256,20 +250,6 @@ class ResultAccess:
                     return statements  # as described; what others make may lack a column
                 self._statements = statements
             return self._statements
-
-
-def _end_what_is_abandoned(engine: Engine) -> None:
-    """Roll back transactions that nobody ended, though the pool is told not to.
-
-    Somebody may have taken connections out of autocommit, by ``execution_options``. A session
-    that was let go in its midst would be committed when its connection is put back into that.
-    """
-
-    def roll_back(dbapi_connection: Any, _: object, state: PoolResetState) -> None:
-        if not (state.transaction_was_reset or state.terminate_only):
-            dbapi_connection.rollback()
-
-    event.listen(engine, "reset", roll_back)
 
 
 @contextmanager

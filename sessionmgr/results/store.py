@@ -338,7 +338,7 @@ class ResultStore(ResultAccess):
             "table_names": self._names,
             "table_schemas": self._schemas,
             "engine_options": self._engine_options,
-            "engine_callback": self._engine_callbacks or None,
+            "engine_callback": self.manager.engine_callback if self._owns_manager else None,
             "create_tables": self.create_tables,
             "short_lived_sessions": self.short_lived_sessions,
             "notify": self.notify,

@@ -16,6 +16,7 @@ from celery.result import result_from_tuple
 from celery.utils.imports import symbol_by_name
 from celery.utils.time import maybe_timedelta
 from kombu.utils.encoding import ensure_bytes
+from sqlalchemy import event
 from sqlalchemy.exc import DatabaseError, InterfaceError, InvalidRequestError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm.exc import StaleDataError
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from celery import Celery
     from sqlalchemy.orm import Session
+    from sqlalchemy.pool import PoolResetState
 
 
 __all__ = ("DatabaseBackend",)
@@ -388,6 +390,8 @@ class DatabaseBackend(ChordCounting, RestartWaiting, BaseBackend):  # type: igno
         self.store.prepare()
         manager = session_manager or self.session_manager
         engine, maker = manager.create_session(self.store.dburi, bool(self.short_lived_sessions))
+        if not event.contains(engine, "reset", _roll_back_abandoned):
+            event.listen(engine, "reset", _roll_back_abandoned)
         level = "SERIALIZABLE" if engine.dialect.name == "sqlite" else "READ COMMITTED"
         session: Session = maker(bind=engine.execution_options(isolation_level=level))
         return session
@@ -399,6 +403,16 @@ class DatabaseBackend(ChordCounting, RestartWaiting, BaseBackend):  # type: igno
     def __reduce__(self, args: Any = (), kwargs: Any = None) -> Any:
         ours = {"dburi": self.url, "expires": self.expires, "engine_options": self.engine_options}
         return super().__reduce__(args, {**(kwargs or {}), **ours})
+
+
+def _roll_back_abandoned(dbapi_connection: Any, _: object, state: PoolResetState) -> None:
+    """Roll back the transaction of a session that was let go in its midst.
+
+    The pool of a store does not, for its connections are in autocommit; when they are put back
+    into that, what such a session wrote would be committed.
+    """
+    if not (state.transaction_was_reset or state.terminate_only):
+        dbapi_connection.rollback()
 
 
 def _database_url(url: str | None) -> str | None:
