@@ -50,10 +50,26 @@ def waiting(service: Service) -> int:
         return int(client.llen(f"{service.key}celery"))
 
 
+def undone(service: Service) -> int:
+    """Return how many tasks the broker has, be it that a worker has taken them, and not ended."""
+    with redis.Redis.from_url(service.settings["broker_url"]) as client:
+        return int(client.hlen(f"{service.key}unacked")) + waiting(service)
+
+
+def received(service: Service) -> list[str]:
+    """Return the ids of the slow tasks that workers have received, once for each time."""
+    return re.findall(r"Task slow_echo\[(\S+)\] received", service.worker.text())
+
+
 def assert_all_right(service: Service, results: list[AsyncResult]) -> None:
     """Assert that each result comes and is its own, and that each child takes tasks."""
     numbers = [result.get(timeout=60.0) for result in results]
     assert numbers == list(range(len(results)))
+    assert_all_work(service)
+
+
+def assert_all_work(service: Service) -> None:
+    """Assert that each child takes tasks."""
     children = {child.pid for child in service.worker.children()}
 
     def all_work() -> bool:
@@ -152,15 +168,18 @@ def test_children_killed_at_random(
             with contextlib.suppress(ProcessLookupError):
                 os.kill(victim.pid, signal.SIGKILL)
         assert_all_right(service, results)
-        received = re.findall(r"Task slow_echo\[\S+\] received", service.worker.text())
-        assert len(received) > tasks  # some came again
+        assert len(received(service)) > tasks  # some came again
 
 
 @DRIVER
 def test_whole_worker_killed(
     driver: str, redis_server: Redis, make_database: Callable[..., Database]
 ) -> None:
-    """A worker gets SIGKILL with all its processes, and is started again: no result is lost."""
+    """A worker gets SIGKILL with all its processes, and is started again: no result is lost.
+
+    Of those that it has received, that is: kombu's Redis transport takes a message out of the
+    queue before it notes that, so a kill in between loses one that no worker has seen.
+    """
     redeliver = {"visibility_timeout": 2}  # seconds until the broker gives a task to another worker
     settings = {**LATE, "broker_transport_options": redeliver}
     with serving(redis_server, "fork", make_database(driver), **settings) as service:
@@ -170,7 +189,12 @@ def test_whole_worker_killed(
             service.worker.kill()
             assert not results[-1].ready()
             service.worker.start()
-        assert_all_right(service, results)
+        wait_until(lambda: not undone(service), timeout=60.0)
+        seen = set(received(service))
+        assert len(results) - len(seen) <= 2  # one for each kill
+        for number, result in enumerate(results):
+            assert result.id not in seen or result.get(timeout=60.0) == number
+        assert_all_work(service)
 
 
 @pytest.mark.parametrize(
