@@ -70,7 +70,9 @@ def make_app(settings: Mapping[str, Any], key: str) -> Celery:
     app = Celery("sessionmgr-backend-tests", set_as_current=False)
     app.conf.update(broker_connection_retry_on_startup=True, worker_hijack_root_logger=False)
     app.conf.update(settings)
-    app.conf.broker_transport_options["global_keyprefix"] = key
+    # not changed in place: that is the default's own, which a spawned process does not get
+    transport = {**app.conf.broker_transport_options, "global_keyprefix": key}
+    app.conf.broker_transport_options = transport
     counters = Counters(app.conf.broker_url, f"{key}count-")
     add_plain_tasks(app, counters)
     add_chord_tasks(app, counters)
