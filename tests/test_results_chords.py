@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import event, update
 from sqlalchemy.exc import DBAPIError
 
 from sessionmgr import ResultStore
@@ -15,6 +15,7 @@ from sessionmgr.results.records import utc_now
 from sessionmgr.results.report import count_expired
 from tests.helpers import wait_until
 from tests.results_helpers import plain_engine
+from tests.tcp_proxy import TCPProxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,6 +51,29 @@ def fired(chords: Chords, group_id: str) -> list[bytes | None]:
 
     chords.fire(group_id, publish)
     return results
+
+
+def test_restart_of_the_database_is_seen_through(make_database: Callable[..., Database]) -> None:
+    """A chord goes on, once, when its database is away for a while and comes back."""
+    attempts: list[int] = []
+
+    def come_back(*_: object) -> None:
+        attempts.append(1)
+        if len(attempts) == 8:
+            proxy.accept()
+
+    with (
+        TCPProxy(make_database("psycopg").url) as proxy,
+        ResultStore(proxy.url, attempts=1) as store,
+    ):
+        applied(store.chords, "chord", 1)
+        assert part(store.chords, "chord", 0)
+        event.listen(store.manager.get_engine(proxy.url), "do_connect", come_back)
+        proxy.refuse()
+        proxy.cut()
+        assert fired(store.chords, "chord") == [b"0"]
+        assert len(attempts) >= 8
+        assert fired(store.chords, "chord") == []
 
 
 def complete_outer(chords: Chords) -> None:

@@ -23,6 +23,10 @@ __all__ = ("ChordBegun", "ChordPart", "Chords")
 #: The position of a part that has none: after all others.
 LAST = 2**31 - 1
 
+#: How often going on from a chord is tried: pauses of 0.5 s on average make it half a minute, more
+#: than most databases take to restart. Nobody else tries again who knows what is published.
+ATTEMPTS = 60
+
 
 @dataclass(frozen=True, slots=True)
 class ChordPart:
@@ -157,7 +161,7 @@ class Chords:
             return True
 
         try:
-            return self._store._call(work, transaction=True, attempts=5)
+            return self._store._call(work, transaction=True, attempts=ATTEMPTS)
         except Exception:
             if published:  # a time limit, say: nobody is to publish it again
                 self._store._call(work, transaction=True)
@@ -172,7 +176,7 @@ class Chords:
             connection.execute(known.forget, values)
             return claimed
 
-        return self._store._call(work, transaction=True, attempts=5)
+        return self._store._call(work, transaction=True, attempts=ATTEMPTS)
 
     # -- inside
 
