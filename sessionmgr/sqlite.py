@@ -83,8 +83,8 @@ def roll_back(dbapi_connection: DBAPIConnection) -> None:
     of an error in the midst of a statement does. Until then it would keep the file's locks:
     https://www.sqlite.org/c3ref/close.html.
     """
-    if getattr(dbapi_connection, "in_transaction", False):
-        with suppress(Exception):  # then it is closed as it is
+    with suppress(Exception):  # then it is closed as it is; it may be the parent's, and severed
+        if dbapi_connection.in_transaction:
             dbapi_connection.rollback()
 
 
