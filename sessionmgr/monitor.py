@@ -344,6 +344,12 @@ class PoolMonitor:
         elif self._turns is not None:
             for connection in self._present():
                 self._close_if_idle(connection)
+        elif isinstance(pool, SingletonThreadPool):
+            # Another thread's cannot be told to be idle for long: it is closed at its checkin.
+            record: Any = getattr(pool._conn, "current", lambda: None)()
+            known = None if record is None else open_connection(record)
+            if known is not None and known.users == 0:
+                record.close()
 
     def _was_used(self) -> bool:
         """Tell whether a connection was ever checked out in this process."""

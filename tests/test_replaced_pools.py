@@ -7,7 +7,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Connection, Engine, QueuePool, StaticPool, event, select
+from sqlalchemy import (
+    Connection,
+    Engine,
+    QueuePool,
+    SingletonThreadPool,
+    StaticPool,
+    event,
+    select,
+)
 
 from sessionmgr import SessionManager, forking
 from tests.concurrency import in_child
@@ -78,6 +86,18 @@ def test_disposed_engine_leaves_no_connection_to_its_server(
         wait_until(lambda: not database.connections(), 30.0)
         use(engine)
         assert len(database.connections()) == 1
+
+
+def test_connection_that_a_pool_keeps_for_its_thread_is_closed(
+    make_database: Callable[..., Database],
+) -> None:
+    """Closing a manager closes its connection in this thread, where each thread has its own."""
+    database = make_database("psycopg")
+    with SessionManager(engine_options={"poolclass": SingletonThreadPool}) as manager:
+        engine = manager.get_engine(database.url)
+        use(engine)
+        assert len(database.connections()) == 1
+    wait_until(lambda: not database.connections())
 
 
 def test_connection_of_a_replaced_pool_without_a_queue(tmp_path: Path) -> None:
