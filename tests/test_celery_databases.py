@@ -310,7 +310,7 @@ def test_full_server_costs_no_connection(
     """Where the database takes no more connections those there are stay, and are used."""
     database = make_database(driver)
     settings = {"result_backend_always_retry": False}
-    backend = make_client(f"sessionmgr+{text_of(database)}", **settings).backend
+    backend = make_client(f"sessionmgr+{text_of(database.url)}", **settings).backend
     backend.store_result("1", 1, "STARTED")
     there = database.connections()
     database.server.query(f"ALTER DATABASE {database.name} CONNECTION LIMIT 1")

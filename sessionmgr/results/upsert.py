@@ -157,7 +157,8 @@ class _OnDuplicateKey(Upsert):
             number = self.table.c.id
             ignored = number + literal_column(f"0 * last_insert_id({IGNORED})")
             changes.insert(0, ("id", func.if_(there, ignored, number)))
-        self._sent = SentRows(statement.on_duplicate_key_update(changes), self.table)
+        self.statement = statement.on_duplicate_key_update(changes)
+        self._sent = SentRows(self.statement, self.table)
 
     def write(self, connection: Connection, values: Mapping[str, Any]) -> bool:
         return self._sent.execute(connection, values).lastrowid != IGNORED
