@@ -171,7 +171,7 @@ def test_children_killed_at_random(
         assert len(received(service)) > tasks  # some came again
 
 
-@DRIVER
+@pytest.mark.parametrize("driver", ["psycopg", pytest.param("pymysql", marks=pytest.mark.soak)])
 def test_whole_worker_killed(
     driver: str, redis_server: Redis, make_database: Callable[..., Database]
 ) -> None:

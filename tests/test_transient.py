@@ -241,7 +241,7 @@ def test_table_that_exists_is_a_race(database: Database) -> None:
 )
 def test_texts_of_sqlite(statement: str, expected: set[str]) -> None:
     """SQLite's errors are told apart by their text."""
-    with create_engine("sqlite://").connect() as connection:
+    with create_engine("sqlite://", poolclass=NullPool).connect() as connection:
         connection.execute(text("CREATE TABLE twice (id INTEGER)"))
         connection.execute(text("CREATE INDEX twice_id ON twice (id)"))
         with pytest.raises(DBAPIError) as caught:
