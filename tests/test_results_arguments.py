@@ -18,16 +18,16 @@ from sessionmgr import (
     SessionManager,
     TaskResult,
 )
-from tests.results_helpers import RESULT_DRIVERS
-from tests.schema_helpers import database_url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from sqlalchemy import URL as DatabaseURL  # noqa: N811 - URL is a text here
 
     from tests.servers import Database
+
+pytest_plugins = ["tests.results_fixtures"]
 
 PASSWORD = "s3cr3t-w0rd"
 URL = f"postgresql+psycopg://app:{PASSWORD}@nowhere.invalid/results"
@@ -35,28 +35,6 @@ URL = f"postgresql+psycopg://app:{PASSWORD}@nowhere.invalid/results"
 
 FIRST = datetime.min.replace(tzinfo=timezone(timedelta(hours=5)))
 """The first moment of a time zone, before those of UTC."""
-
-
-@pytest.fixture(params=RESULT_DRIVERS)
-def url(
-    request: pytest.FixtureRequest, make_database: Callable[..., Database], tmp_path: Path
-) -> DatabaseURL | str:
-    """Return the URL of an empty database, once with each driver."""
-    return database_url(request.param, make_database, tmp_path)
-
-
-@pytest.fixture
-def store(url: DatabaseURL | str) -> Iterator[ResultStore]:
-    """Open a store on it."""
-    with ResultStore(url) as opened:
-        yield opened
-
-
-@pytest.fixture
-def local(tmp_path: Path) -> Iterator[ResultStore]:
-    """Open a store in a SQLite file."""
-    with ResultStore(f"sqlite:///{tmp_path / 'local.db'}") as opened:
-        yield opened
 
 
 @pytest.mark.parametrize(
