@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 __all__ = ("EngineEntry", "EngineRegistry", "leave_alone", "make_engine")
 
+#: PQTRANS_ACTIVE and PQTRANS_UNKNOWN of libpq: a statement is in progress, the connection is bad.
+#: https://www.postgresql.org/docs/current/libpq-status.html#LIBPQ-PQTRANSACTIONSTATUS
+_AMIDST = frozenset((1, 4))
+
 
 @dataclass(eq=False, slots=True)
 class EngineEntry:
@@ -105,11 +109,30 @@ def _give_up_if_interrupted(context: ExceptionContext) -> None:
     server's answer would be taken for that to the next statement, or the driver would take no
     statement any more. SQLAlchemy sees to interrupts that are no Exception.
     """
-    dbapi = context.dialect.loaded_dbapi
-    unsent = context.statement is not None and context.execution_context is None
-    if not unsent and not isinstance(context.original_exception, dbapi.Error):
+    if context.is_disconnect:
+        return
+    if isinstance(context.original_exception, context.dialect.loaded_dbapi.Error):
+        interrupted = _is_amidst_a_statement(context)
+    else:
+        unsent = context.statement is not None and context.execution_context is None
+        interrupted = not unsent
+    if interrupted:
         context.is_disconnect = True
         context.invalidate_pool_on_disconnect = False
+
+
+def _is_amidst_a_statement(context: ExceptionContext) -> bool:
+    """Tell whether libpq is still waiting for an answer after psycopg's error.
+
+    "connection socket closed", for one, says so of a connection that psycopg takes for open. Every
+    later statement would be refused: "another command is already in progress".
+    """
+    connection = context.connection
+    if connection is None or connection.closed or connection.invalidated:
+        return False
+    driver: Any = connection.connection.driver_connection
+    status = getattr(getattr(driver, "info", None), "transaction_status", None)
+    return status in _AMIDST
 
 
 class EngineRegistry:
