@@ -204,7 +204,7 @@ class SessionManager:
         that the database gives, so any number of processes may do this at once.
 
         :param engine: an engine of this manager, or another.
-        :raises SchemaLockError: when MySQL or MariaDB does not grant the lock within 60 s.
+        :raises SchemaLockError: when a server does not grant the lock within 60 s.
         """
         if not isinstance(engine, Engine):
             raise EngineOptionsError(

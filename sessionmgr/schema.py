@@ -36,7 +36,9 @@ def has_tables(engine: Engine, metadata: MetaData) -> bool:
     return _attempts()(_look, engine, metadata)
 
 
-def create_tables(engine: Engine, metadata: MetaData, database: str) -> None:
+def create_tables(
+    engine: Engine, metadata: MetaData, database: str, *, timeout: int | None = None
+) -> None:
     """Create the tables of ``metadata`` that the database does not have.
 
     They are made under a lock of the database's own. What can still go wrong between
@@ -46,9 +48,10 @@ def create_tables(engine: Engine, metadata: MetaData, database: str) -> None:
     :param engine: an engine of the database.
     :param metadata: the tables, with the sequences, types and indexes that belong to them.
     :param database: the database's name for error texts.
-    :raises SchemaLockError: when MySQL or MariaDB does not grant the lock within 60 s.
+    :param timeout: seconds to wait for the lock of a server; default: 60.
+    :raises SchemaLockError: when a server does not grant the lock in time.
     """
-    _attempts()(_create_under_lock, engine, metadata, database)
+    _attempts()(_create_under_lock, engine, metadata, database, timeout)
 
 
 def _attempts() -> Retrying:
@@ -80,37 +83,62 @@ def _has_all(connection: Connection, metadata: MetaData) -> bool:
 
 
 def upgrade_tables(
-    engine: Engine, metadata: MetaData, database: str, *, whole: bool = False
+    engine: Engine,
+    metadata: MetaData,
+    database: str,
+    *,
+    whole: bool = False,
+    timeout: int | None = None,
 ) -> list[str]:
     """Create missing tables, and add the columns that may be NULL to those that lack them.
+
+    Each step is a transaction of its own, and takes the lock and looks anew: nobody has to wait
+    for an index before he can read a table that has got a column.
 
     :param engine: an engine of the database.
     :param metadata: the tables.
     :param database: the database's name for error texts.
-    :param whole: also add missing indexes, and widen columns that MySQL made too small.
+    :param whole: also add missing indexes, and widen columns that MySQL made too small,
+        or for whole seconds.
+    :param timeout: seconds to wait for the lock of a server; default: 60.
     :return: the statements that were run.
-    :raises SchemaLockError: when MySQL or MariaDB does not grant the lock within 60 s.
+    :raises SchemaLockError: when a server does not grant the lock in time.
     """
-    return _attempts()(_upgrade_under_lock, engine, metadata, database, whole)
+    done: list[list[str]] = []
+    while _attempts()(_upgrade_under_lock, engine, metadata, database, whole, timeout, done):
+        pass
+    return [statement for step in done for statement in step]
 
 
-def _create_under_lock(engine: Engine, metadata: MetaData, database: str) -> None:
-    with _locked(engine, database) as connection:
+def _create_under_lock(
+    engine: Engine, metadata: MetaData, database: str, timeout: int | None
+) -> None:
+    with _locked(engine, database, timeout) as connection:
         metadata.create_all(connection)
 
 
 def _upgrade_under_lock(
-    engine: Engine, metadata: MetaData, database: str, whole: bool
-) -> list[str]:
-    with _locked(engine, database) as connection:
-        statements = drift(connection, metadata, whole=whole)
-        for statement in statements:
+    engine: Engine,
+    metadata: MetaData,
+    database: str,
+    whole: bool,
+    timeout: int | None,
+    done: list[list[str]],
+) -> bool:
+    """Take the first step of those that are left; tell whether there are more.
+
+    :param done: the steps that were taken, which grows. None is taken twice, whatever it led to.
+    """
+    with _locked(engine, database, timeout) as connection:
+        left = [step for step in drift(connection, metadata, whole=whole) if step not in done]
+        for statement in left[0] if left else ():
             connection.exec_driver_sql(statement)
-        return statements
+    done += left[:1]
+    return len(left) > 1
 
 
 @contextmanager
-def _locked(engine: Engine, database: str) -> Iterator[Connection]:
+def _locked(engine: Engine, database: str, timeout: int | None) -> Iterator[Connection]:
     """Give a connection that holds the database's lock on changing its schema."""
     with engine.connect() as connection:
         # READ COMMITTED, whatever the engine is set to: under a snapshot taken before the lock
@@ -118,5 +146,5 @@ def _locked(engine: Engine, database: str) -> Iterator[Connection]:
         # let the lock go at once.
         if connection.dialect.name in ("postgresql", "mysql", "mariadb"):
             connection = connection.execution_options(isolation_level="READ COMMITTED")
-        with connection.begin(), server_lock(connection, "schema", database):
+        with connection.begin(), server_lock(connection, "schema", database, timeout):
             yield connection

@@ -6,11 +6,12 @@ import hashlib
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from sqlalchemy import func, select, text
+from sqlalchemy import bindparam, func, select, text
 from sqlalchemy.exc import DBAPIError
 
 from . import forking
 from .errors import SchemaLockError
+from .transient import is_lock_timeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,15 +20,16 @@ if TYPE_CHECKING:
 
 __all__ = ("RunLock", "lock_for_writing", "server_lock")
 
-#: Seconds for which MySQL and MariaDB wait for their lock. The other databases wait
-#: by their own settings (lock_timeout, busy_timeout).
+#: Seconds to wait for the lock of a server. SQLite waits by its own setting (busy_timeout).
 LOCK_TIMEOUT = 60
 
 _MYSQL = ("mysql", "mariadb")
 
 
 @contextmanager
-def server_lock(connection: Connection, purpose: str, database: str) -> Iterator[None]:
+def server_lock(
+    connection: Connection, purpose: str, database: str, timeout: int | None = None
+) -> Iterator[None]:
     """Hold a lock of the database's own until the transaction, or the block, ends.
 
     PostgreSQL gives an advisory lock of the transaction, not of the session: it works through
@@ -35,17 +37,20 @@ def server_lock(connection: Connection, purpose: str, database: str) -> Iterator
     has one lock, for writing. Other databases give none.
 
     :param connection: a connection in a transaction.
-    :param purpose: what the lock is for; locks for different purposes do not meet.
+    :param purpose: what the lock is for, in 20 characters at most; locks for different purposes
+        do not meet.
     :param database: the database's name for error texts.
-    :raises SchemaLockError: when MySQL or MariaDB does not grant it within 60 s.
+    :param timeout: seconds to wait for the lock of a server; default: :data:`LOCK_TIMEOUT`.
+    :raises SchemaLockError: when PostgreSQL, MySQL or MariaDB does not grant it in time.
     """
     dialect = connection.dialect.name
+    timeout = LOCK_TIMEOUT if timeout is None else timeout
     if dialect in _MYSQL:
-        with _named_lock(connection, purpose, database):
+        with _named_lock(connection, purpose, database, timeout):
             yield
         return
     if dialect == "postgresql":
-        connection.execute(select(func.pg_advisory_xact_lock(_number(purpose))))
+        _take_advisory_lock(connection, purpose, database, timeout)
     lock_for_writing(connection)
     yield
 
@@ -66,7 +71,7 @@ class RunLock:
     for writing, or none, everybody gets it.
 
     :param engine: gives the engine that the connection is taken from.
-    :param purpose: what the lock is for.
+    :param purpose: as for :func:`server_lock`.
     """
 
     def __init__(self, engine: Callable[[], Engine], purpose: str) -> None:
@@ -133,14 +138,35 @@ def _in_transaction(connection: Connection) -> bool:
     return bool(getattr(connection.connection.driver_connection, "in_transaction", False))
 
 
-@contextmanager
-def _named_lock(connection: Connection, purpose: str, database: str) -> Iterator[None]:
-    """Hold a lock of MySQL's or MariaDB's server; DDL commits there, and it outlives that."""
-    if not _get_lock(connection, purpose, LOCK_TIMEOUT):
-        raise SchemaLockError(
-            f"database {database}: another connection holds the {purpose} lock since"
-            f" {LOCK_TIMEOUT} s. Find it with SELECT is_used_lock({_lock_name(purpose)})"
+def _take_advisory_lock(connection: Connection, purpose: str, database: str, timeout: int) -> None:
+    """Take PostgreSQL's lock for the transaction, whose other statements wait as before."""
+    number = _number(purpose)
+    before = connection.scalar(select(func.current_setting("lock_timeout")))
+    set_timeout = select(func.set_config("lock_timeout", bindparam("timeout"), True))
+    connection.execute(set_timeout, {"timeout": f"{max(1, timeout * 1000)}ms"})  # 0: for ever
+    try:
+        connection.execute(select(func.pg_advisory_xact_lock(number)))
+    except DBAPIError as error:
+        if not is_lock_timeout(error):
+            raise
+        high, low = (number >> 32) & 0xFFFFFFFF, number & 0xFFFFFFFF
+        find = (
+            "SELECT pid FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE datname ="  # noqa: S608 - two numbers
+            " current_database() AND locktype = 'advisory' AND granted"
+            f" AND (classid, objid) = ({high}, {low})"
         )
+        raise _lock_error(purpose, database, timeout, find) from error
+    connection.execute(set_timeout, {"timeout": before})
+
+
+@contextmanager
+def _named_lock(
+    connection: Connection, purpose: str, database: str, timeout: int
+) -> Iterator[None]:
+    """Hold a lock of MySQL's or MariaDB's server; DDL commits there, and it outlives that."""
+    if not _get_lock(connection, purpose, timeout):
+        find = f"SELECT is_used_lock({_lock_name(purpose)})"
+        raise _lock_error(purpose, database, timeout, find)
     try:
         yield
     finally:
@@ -148,10 +174,20 @@ def _named_lock(connection: Connection, purpose: str, database: str) -> Iterator
             connection.execute(text(f"SELECT release_lock({_lock_name(purpose)})"))
 
 
+def _lock_error(purpose: str, database: str, timeout: int, find: str) -> SchemaLockError:
+    return SchemaLockError(
+        f"database {database}: another connection holds the {purpose} lock since {timeout} s."
+        f" Find it with {find}"
+    )
+
+
 def _get_lock(connection: Connection, purpose: str, timeout: int) -> bool:
     return bool(connection.scalar(text(f"SELECT get_lock({_lock_name(purpose)}, {timeout})")))
 
 
 def _lock_name(purpose: str) -> str:
-    """Give MySQL's name of a lock: the server's, hence the database's in it, 64 characters."""
+    """Give MySQL's name of a lock: the server's, hence the database's in it.
+
+    It has 64 characters at most.
+    """
     return f"concat('sessionmgr.{purpose}.', md5(coalesce(database(), '')))"

@@ -18,6 +18,7 @@ __all__ = (
     "is_creation_race",
     "is_full",
     "is_hopeless",
+    "is_lock_timeout",
     "is_lost",
     "is_transient",
     "note",
@@ -25,7 +26,8 @@ __all__ = (
 
 # PostgreSQL's SQLSTATEs: https://www.postgresql.org/docs/current/errcodes-appendix.html
 # Serialization failure, deadlock, lock not available.
-_CONTENTION_SQLSTATES = frozenset(("40001", "40P01", "55P03"))
+_LOCK_TIMEOUT_SQLSTATE = "55P03"
+_CONTENTION_SQLSTATES = frozenset(("40001", "40P01", _LOCK_TIMEOUT_SQLSTATE))
 # Connection exceptions, shutdown, crash, start-up, idle timeout.
 _LOST_SQLSTATES = re.compile(r"08...|57P0[1-5]")
 # Too many connections.
@@ -43,7 +45,7 @@ _FULL_NUMBER = 1040
 # libpq gives no SQLSTATE for an attempt to connect, only the text.
 _LOST_TEXTS = re.compile(
     r"connection refused|connection reset|server closed the connection"
-    r"|the database system is (starting up|shutting down|in recovery)"
+    r"|the database system is (starting up|shutting down|in recovery|not yet accepting)"
     r"|timeout expired|connection timeout|on socket .* failed: no such file",
     re.IGNORECASE,
 )
@@ -59,8 +61,8 @@ _DUPLICATE_SQLSTATES = frozenset(("42P07", "42710", "42P06", "23505"))
 _DUPLICATE_NUMBERS = frozenset((1050, 1061, 1007, 1826, 4084))
 
 # What no repetition mends. SQLSTATE classes: not supported, data, constraint, authorization, no
-# such database or schema, syntax or access rule.
-_HOPELESS_SQLSTATES = re.compile(r"(0A|22|23|28|3D|3F|42)...")
+# such database or schema, syntax or access rule; and a write to a hot standby, say.
+_HOPELESS_SQLSTATES = re.compile(r"(0A|22|23|28|3D|3F|42)...|25006")
 # Access denied (to a database, at login, for a command, for a column, for a privilege), unknown
 # database, unknown column, no such table, syntax, data too long.
 _HOPELESS_NUMBERS = frozenset((1044, 1045, 1049, 1054, 1064, 1142, 1143, 1146, 1227, 1406))
@@ -95,6 +97,12 @@ def is_contention(error: BaseException) -> bool:
     if sqlstate is None and number is None:
         return _SQLITE_LOCKED.search(text) is not None
     return sqlstate in _CONTENTION_SQLSTATES or number in _CONTENTION_NUMBERS
+
+
+def is_lock_timeout(error: DBAPIError) -> bool:
+    """Tell whether PostgreSQL did not grant a lock in time (``lock_timeout``)."""
+    sqlstate, _, _ = _facts(error.orig)
+    return sqlstate == _LOCK_TIMEOUT_SQLSTATE
 
 
 def is_full(error: BaseException) -> bool:

@@ -23,6 +23,7 @@ from tests.schema_helpers import (
     powerless_role,
     rich_metadata,
 )
+from tests.servers import DRIVERS
 from tests.servers.server import APP_PASSWORD, APP_USER
 
 if TYPE_CHECKING:
@@ -129,22 +130,39 @@ def test_passing_failure_that_passes_costs_nothing(
         assert len(attempts) == 3
 
 
-@pytest.mark.parametrize("driver", ["pymysql", "mysqlclient"])
+@pytest.mark.parametrize("driver", list(DRIVERS))
 def test_schema_lock_that_is_not_granted_raises(
     make_database: Callable[..., Database], monkeypatch: pytest.MonkeyPatch, driver: str
 ) -> None:
     """Where another connection keeps the lock for longer than the limit, the error says so."""
     database = make_database(driver)
     monkeypatch.setattr(serverlock, "LOCK_TIMEOUT", 1)
-    lock = "concat('sessionmgr.schema.', md5(database()))"
     holder = create_engine(database.url, poolclass=NullPool)
     with SessionManager(metadata=rich_metadata()) as manager, holder.connect() as connection:
-        assert connection.scalar(text(f"SELECT get_lock({lock}, 0)")) == 1
-        with pytest.raises(SchemaLockError, match="since 1 s") as caught:
-            manager.session_factory(database.url)
-        assert database.name in str(caught.value)
-        assert APP_USER in str(caught.value)
-        assert APP_PASSWORD not in str(caught.value)
-        assert connection.scalar(text(f"SELECT release_lock({lock})")) == 1
-        manager.session_factory(database.url).close()
-        assert connection.scalar(text(f"SELECT is_free_lock({lock})")) == 1
+        with connection.begin(), serverlock.server_lock(connection, "schema", "it"):
+            with pytest.raises(SchemaLockError, match="since 1 s") as caught:
+                manager.session_factory(database.url)
+            shown = str(caught.value)
+            mine = "pg_backend_pid" if driver.startswith("psycopg") else "connection_id"
+            find = shown.partition("Find it with ")[2]
+            pids = connection.exec_driver_sql(find).scalars().all()
+            assert pids == [connection.scalar(text(f"SELECT {mine}()"))]
+        assert database.name in shown
+        assert APP_USER in shown
+        assert APP_PASSWORD not in shown
+        with manager.session_factory(database.url) as session:
+            if driver.startswith("psycopg"):
+                assert session.scalar(text("SHOW lock_timeout")) == "0"
+        with connection.begin(), serverlock.server_lock(connection, "schema", "it", 0):
+            pass
+
+
+def test_lock_timeout_of_the_user_is_for_all_other_locks(
+    make_database: Callable[..., Database],
+) -> None:
+    """On PostgreSQL the time for the schema lock is for that alone, within the transaction too."""
+    engine = create_engine(make_database("psycopg").url, poolclass=NullPool)
+    with engine.begin() as connection:
+        connection.execute(text("SET lock_timeout = '4321ms'"))
+        with serverlock.server_lock(connection, "schema", "it"):
+            assert connection.scalar(text("SHOW lock_timeout")) == "4321ms"
