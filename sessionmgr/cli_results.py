@@ -66,7 +66,7 @@ def _read_names(*known: str) -> Callable[..., dict[str, str]]:
 
 def _read_age(_: click.Context, __: click.Parameter, given: str) -> datetime:
     """Read a number and a unit, and give the time that lies so far back."""
-    match = re.fullmatch(r"([0-9]+)([smhdw])", given.strip())
+    match = re.fullmatch(r"([0-9]{1,12})([smhdw])", given.strip())
     if match is None:
         raise click.BadParameter(
             f"{given!r} is no age: write a number and s, m, h, d or w, as in 36h"
@@ -193,7 +193,7 @@ def count(store: ResultStore, *, as_json: bool) -> None:
 )
 @click.option(
     "--batch-size",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=1_000_000),
     default=1000,
     show_default=True,
     metavar="N",
@@ -207,8 +207,8 @@ def cleanup(
     """Delete the results of tasks, groups and chords that ended long ago.
 
     It goes in batches with a commit each, so that nobody who stores has to wait for it, and
-    may be interrupted and run again at any time. One cleanup runs at a time in a database: a
-    second one says so, and ends with status 0. On SQLite they take turns.
+    may be interrupted and run again at any time. One cleanup of a table runs at a time: a second
+    one says so, and ends with status 0. On SQLite they take turns.
     """
     if dry_run:
         _show_expired(count_expired(store, before), before, as_json=as_json)
@@ -222,7 +222,7 @@ def cleanup(
 
     try:
         with _progress(store, before, as_json=as_json) as track:
-            deleted = delete_expired(store, before, batch_size, remember)
+            deleted = delete_expired(store.access, before, batch_size, remember)
     except KeyboardInterrupt:
         raise StoppedError(f"interrupted; {_rows(gone)} deleted, the rest is there") from None
     if as_json:
@@ -239,8 +239,9 @@ def cleanup(
 def upgrade(store: ResultStore, *, dry_run: bool) -> None:
     """Create missing tables, and add missing columns and indexes to those of older versions.
 
-    On MySQL and MariaDB columns for bytes and text are widened as well. Nothing is removed. It
-    runs under the database's lock, and prints the statements that it ran.
+    On MySQL and MariaDB columns for bytes and text are widened as well, and times get fractions
+    of seconds. Nothing is removed. It runs under the database's lock, and prints the statements
+    that it ran.
     """
     if dry_run:
         statements = missing_ddl(store)

@@ -23,6 +23,8 @@ from sqlalchemy import (
 )
 
 from sessionmgr.results import access, statements, upsert
+from sessionmgr.results.cleanup import lock_purpose
+from sessionmgr.serverlock import server_lock
 from tests.servers import DRIVERS
 from tests.tcp_proxy import TCPProxy
 
@@ -44,6 +46,7 @@ __all__ = (
     "CountingProxy",
     "be_elsewhere",
     "celery_tables",
+    "cleanup_lock",
     "columns_of",
     "counted_statements",
     "make_celery_tables",
@@ -58,10 +61,10 @@ ELSEWHERE = ("psycopg-elsewhere", "mysqlclient-elsewhere", "sqlite-elsewhere")
 """Drivers of databases that are taken for ones of which nothing is known: no upsert, no BEGIN."""
 
 EXTENDED_COLUMNS = ("name", "args", "kwargs", "worker", "retries", "queue")
-"""What Celery's tables have where ``result_extended`` was on, in every version from 4.4."""
+"""What Celery's tables have since 4.4, also where ``result_extended`` is off."""
 
 NEW_COLUMNS = ("children", "stamps")
-"""What Celery 5.7 added; the last of them where ``result_extended`` is on."""
+"""What Celery 5.7 added, to old tables too."""
 
 
 def be_elsewhere(driver: str, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -138,21 +141,37 @@ def counted_statements(store: ResultStore) -> Iterator[list[str]]:
     event.remove(engine, "before_cursor_execute", note)
 
 
+@contextmanager
+def cleanup_lock(store: ResultStore) -> Iterator[None]:
+    """Hold the lock of those who clean up the store's tables, on a connection of its own."""
+    with (
+        plain_engine(store.dburi) as engine,
+        engine.begin() as connection,
+        server_lock(connection, lock_purpose(connection, store.tables), "another's"),
+    ):
+        yield
+
+
 def celery_tables(version: str, *, ids: str = "sequence", extended: bool = False) -> MetaData:
     """Describe the tables of a version of Celery.
 
-    :param version: ``"4.4"``, ``"5.2"``, ``"5.6"`` or ``"5.7"``. Only the last made other ones.
+    What they have in common with real ones, :mod:`tests.test_celery_old_rows` holds them to.
+
+    :param version: ``"4.4"``, ``"5.2"``, ``"5.6"`` or ``"5.7"``. The first two made the same
+        tables; 5.6.3 added indexes on ``date_done``, and 5.7 columns.
     :param ids: where ids come from: ``"sequence"``, as SQLAlchemy makes it of Celery's models
         on PostgreSQL and MariaDB; ``"auto"`` for SERIAL and AUTO_INCREMENT, as MySQL has it and
         MariaDB had it until SQLAlchemy 1.4; or ``"identity"``.
-    :param extended: whether ``result_extended`` was on.
+    :param extended: whether there are the columns for ``result_extended``, as in all tables that
+        were made by 4.4 and later; without them tables are older, and a later version's own
+        columns were added to them.
     """
-    metadata, newest = MetaData(), version == "5.7"
+    metadata, newest, indexed = MetaData(), version == "5.7", version in ("5.6", "5.7")
     task = [
         Column("task_id", String(155), unique=True),
         Column("status", String(50)),
         Column("result", LargeBinary),
-        Column("date_done", DateTime, index=newest),
+        Column("date_done", DateTime, index=indexed),
         Column("traceback", Text),
     ]
     if newest:
@@ -169,7 +188,7 @@ def celery_tables(version: str, *, ids: str = "sequence", extended: bool = False
     group = [
         Column("taskset_id", String(155), unique=True),
         Column("result", LargeBinary),
-        Column("date_done", DateTime, index=newest),
+        Column("date_done", DateTime, index=indexed),
     ]
     for table, sequence, columns in (
         ("celery_taskmeta", "task_id_sequence", task),

@@ -18,6 +18,8 @@ from sessionmgr import (
     SessionManager,
     TaskResult,
 )
+from sessionmgr.results.tables import NAMES, OTHER_NAMES
+from tests.schema_helpers import database_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +34,10 @@ pytest_plugins = ["tests.results_fixtures"]
 PASSWORD = "s3cr3t-w0rd"
 URL = f"postgresql+psycopg://app:{PASSWORD}@nowhere.invalid/results"
 
+
+TRANSLATED: dict[str, Any] = {
+    "execution_options": {"schema_translate_map": {None: "mine"}, "other": 1}
+}
 
 FIRST = datetime.min.replace(tzinfo=timezone(timedelta(hours=5)))
 """The first moment of a time zone, before those of UTC."""
@@ -52,6 +58,7 @@ FIRST = datetime.min.replace(tzinfo=timezone(timedelta(hours=5)))
         ({"table_schemas": {"chord": "x"}}, ResultArgumentError, "there is no table 'chord'"),
         ({"table_schemas": ["x"]}, ResultArgumentError, "table_schemas is a mapping"),
         ({"engine_options": 5}, EngineOptionsError, "a mapping of name -> value"),
+        ({"engine_options": TRANSLATED}, EngineOptionsError, "name the schemas in table_schemas="),
         ({"engine_options": {"pool_size": "x"}}, EngineOptionsError, "pool_size must be a whole"),
     ],
 )
@@ -63,6 +70,66 @@ def test_configuration_is_checked_at_once(
         ResultStore(URL, **options)
     assert text in str(caught.value)
     assert PASSWORD not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("database", "options", "text"),
+    [
+        ("postgresql", {"table_names": {"task": "x" * 64}}, "'x+' is too long .* 63 bytes"),
+        ("postgresql", {"table_names": {"chord": "ä" * 32}}, "'ä+' is too long .* 63 bytes"),
+        ("postgresql", {"table_names": {"task_sequence": "x" * 64}}, "'x+' is too long"),
+        ("postgresql", {"table_schemas": {"group": "x" * 64}}, "'x+' is too long"),
+        ("mysql", {"table_names": {"group": "ä" * 65}}, "'ä+' is too long .* 64 characters"),
+        ("mariadb", {"table_names": {"part": "ä" * 65}}, "'ä+' is too long .* 64 characters"),
+        ("postgresql", {"table_names": {"task": "excluded"}}, "'excluded' has a meaning"),
+        ("sqlite", {"table_names": {"part": "Excluded"}}, "'Excluded' has a meaning"),
+    ],
+)
+def test_names_that_the_database_does_not_take(
+    database: str, options: dict[str, Any], text: str
+) -> None:
+    """They are refused without connecting, also where the database is named by a key."""
+    url = f"{database}:///nowhere"
+    with SessionManager(binds={"key": url}) as manager:
+        for given in ({"dburi": url}, {"dburi": "key", "manager": manager}):
+            with pytest.raises(ResultArgumentError, match=text):
+                ResultStore(**given, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "pymysql", "sqlite"])
+def test_longest_names(make_database: Callable[..., Database], tmp_path: Path, driver: str) -> None:
+    """Names as long as the database takes them are created, found, and written to."""
+    url = database_url(driver, make_database, tmp_path)
+    end = {"psycopg": "ä" * 30, "pymysql": "ä" * 61, "sqlite": "ä" * 100}[driver]
+    names = {kind: f"{number:03}{end}" for number, kind in enumerate((*NAMES, *OTHER_NAMES))}
+    for _ in range(2):
+        with ResultStore(url, table_names=names) as store:
+            store.store("1", "SUCCESS", b"1")
+            store.save_group("g", b"1")
+            store.chords.begin("g")
+            assert store.exists("1")
+
+
+@pytest.mark.parametrize("origin", ["manager", "bind", "callback"])
+def test_map_of_schemas_that_the_engine_has(origin: str, tmp_path: Path) -> None:
+    """Where it comes from elsewhere it is refused before anything is stored or created."""
+    url = f"sqlite:///{tmp_path / 'local.db'}"
+    given: dict[str, Any] = {
+        "manager": {"binds": {"key": url}, "engine_options": TRANSLATED},
+        "bind": {"binds": {"key": {"url": url, **TRANSLATED}}},
+        "callback": {
+            "binds": {"key": url},
+            "engine_callback": lambda engine: engine.update_execution_options(
+                **TRANSLATED["execution_options"]
+            ),
+        },
+    }[origin]
+    with (
+        SessionManager(pooling="always", **given) as manager,
+        pytest.raises(EngineOptionsError, match=r"schema_translate_map.*table_schemas"),
+    ):
+        ResultStore("key", manager=manager).store("1", "SUCCESS")
+    assert not (tmp_path / "local.db").exists()
 
 
 @pytest.mark.parametrize("dburi", ["key", None, 5, f"mysql//app:{PASSWORD}@host"])

@@ -186,6 +186,26 @@ def test_connection_lost_while_a_chord_is_published(
         assert part(store.chords, "inner", 0)
 
 
+@pytest.mark.parametrize("driver", ["psycopg", "pymysql"])
+def test_result_is_stored_also_where_another_has_gone_on(
+    driver: str, make_database: Callable[..., Database]
+) -> None:
+    """The claim is lost with the connection, and another delivery has it before the next try."""
+    database = make_database(driver)
+    with ResultStore(database.url) as store, ResultStore(database.url) as other:
+        applied(store.chords, "chord", 1)
+        part(store.chords, "chord", 0)
+        other.prepare()
+
+        def publish(_: object) -> None:
+            database.server.kill(*database.connections())
+            wait_until(lambda: not database.connections())
+            assert other.chords.fire("chord", lambda _: None)
+
+        assert store.chords.fire("chord", publish, lambda: store.store("0", "SUCCESS", b"mine"))
+        assert store.get("0").result == b"mine"  # type: ignore[union-attr]
+
+
 @ONE_PER_DATABASE
 def test_failed_call_fails_the_publishing(store: ResultStore, url: URL | str) -> None:
     """Whoever catches the error of a call while publishing: nothing is committed."""
@@ -195,7 +215,9 @@ def test_failed_call_fails_the_publishing(store: ResultStore, url: URL | str) ->
         applied(store.chords, "inner", 1)
         for _ in range(2):
             with pytest.raises(DBAPIError):
-                store._call(lambda _, connection: connection.exec_driver_sql("SELECT nothing"))
+                store.access.call(
+                    lambda _, connection: connection.exec_driver_sql("SELECT nothing")
+                )
 
     with pytest.raises(DBAPIError):
         store.chords.fire("outer", publish)

@@ -13,15 +13,15 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
-from sqlalchemy import event, func, select
+from sqlalchemy import event, func, make_url, select
 
 from sessionmgr import ResultStore, SessionManager, TaskResult
 from sessionmgr.errors import ResultArgumentError
 from sessionmgr.results import cleanup
-from sessionmgr.serverlock import server_lock
 from tests.concurrency import in_children
 from tests.helpers import wait_until
 from tests.results_helpers import (
+    cleanup_lock,
     counted_statements,
     make_celery_tables,
     plain_engine,
@@ -192,12 +192,44 @@ def test_second_runner_leaves_it_to_the_first(
     """While another connection has the lock, cleanup deletes nothing and says so in the log."""
     caplog.set_level(logging.INFO, "sessionmgr")
     fill(store, 3, OLD)
-    with plain_engine(url) as engine, engine.begin() as connection:
-        with server_lock(connection, "cleanup", "another's"):
-            assert store.cleanup(BEFORE) == 0
+    with cleanup_lock(store):
+        assert store.cleanup(BEFORE) == 0
         assert "another cleanup of results is running" in caplog.text
         assert store.describe() in caplog.text
     assert store.cleanup(BEFORE) == 3
+
+
+@ON_SERVERS
+@pytest.mark.parametrize("differ", ["names", "schemas"])
+def test_runner_leaves_those_of_other_tables_alone(
+    url: URL | str, store: ResultStore, make_database: Callable[..., Database], differ: str
+) -> None:
+    """The tables of another application in the same database are cleaned up at the same time."""
+    if differ == "names":  # of any length, and with any characters in them
+        names = {kind: f"{kind}%:{'x' * 50}" for kind in ("task", "group", "chord", "part")}
+        options: dict[str, Any] = {"table_names": names}
+    elif make_url(url).get_backend_name() == "postgresql":
+        rows_of(url, "CREATE SCHEMA other")
+        options = {"table_schemas": {"task": "other", "group": "other"}}
+    else:
+        other_database = make_database("pymysql").name
+        options = {"table_schemas": {"task": other_database, "group": other_database}}
+    with ResultStore(url, **options) as other:
+        for each in (store, other):
+            fill(each, 3, OLD)
+        with cleanup_lock(store):
+            assert store.cleanup(BEFORE) == 0
+            assert other.cleanup(BEFORE) == 3
+        with cleanup_lock(other):
+            assert store.cleanup(BEFORE) == 3
+
+
+@pytest.mark.parametrize("url", ["psycopg"], indirect=True)
+def test_runner_of_the_same_tables_by_another_name(store: ResultStore) -> None:
+    """The default schema, named or not, is one place."""
+    fill(store, 3, OLD)
+    with ResultStore(store.dburi, table_schemas={"task": "public"}) as other, cleanup_lock(store):
+        assert other.cleanup(BEFORE) == 0
 
 
 @pytest.fixture(params=["own", "given"])
@@ -306,7 +338,7 @@ def test_lost_lock_is_taken_again(
     """A runner whose connections are killed goes on, unless another has the lock by then."""
     caplog.set_level(logging.INFO, "sessionmgr")
     database = make_database(driver)
-    with ResultStore(database.url) as store, plain_engine(database.url) as engine:
+    with ResultStore(database.url) as store:
 
         def kill(_: int) -> None:
             database.server.kill(*database.connections())
@@ -321,8 +353,7 @@ def test_lost_lock_is_taken_again(
 
             def take_it_away(deleted: int) -> None:
                 kill(deleted)
-                connection = ends.enter_context(engine.begin())
-                ends.enter_context(server_lock(connection, "cleanup", "another's"))
+                ends.enter_context(cleanup_lock(store))
 
             fill(store, 30, OLD)
             assert store.cleanup(BEFORE, batch_size=10, progress=take_it_away) == 10

@@ -19,8 +19,7 @@ from sqlalchemy import make_url
 from sessionmgr import ResultStore, TaskResult
 from sessionmgr.cli import cli
 from sessionmgr.results.tables import NAMES, OTHER_NAMES
-from sessionmgr.serverlock import server_lock
-from tests.results_helpers import columns_of, make_celery_tables, plain_engine, rows_of
+from tests.results_helpers import cleanup_lock, columns_of, make_celery_tables, rows_of
 from tests.schema_helpers import database_url
 from tests.servers.server import APP_PASSWORD
 from tests.test_demo import read_terminal
@@ -236,13 +235,15 @@ def test_age(local: URL, age: str) -> None:
         ("--older-than", "-1d"),
         ("--older-than", "1y"),
         ("--older-than", "999999999w"),
+        ("--older-than", "9" * 5000 + "d"),
         ("--batch-size", "0"),
+        ("--batch-size", "99999999999999999999"),
         ("--table", "tasks=x"),
         ("--table", "task="),
         ("--schema", "task"),
         ("--schema", "chord=x"),
     ],
-    ids=" ".join,
+    ids=lambda arguments: " ".join(arguments)[:40],
 )
 def test_wrong_usage(local: URL, arguments: tuple[str, ...]) -> None:
     """What cannot be is said in one line below the usage, and nothing is done."""
@@ -256,11 +257,7 @@ def test_wrong_usage(local: URL, arguments: tuple[str, ...]) -> None:
 def test_another_cleanup_is_running(url: URL) -> None:
     """While another one runs nothing is deleted, which is said, and no failure."""
     fill(url)
-    with (
-        plain_engine(url) as engine,
-        engine.begin() as connection,
-        server_lock(connection, "cleanup", "another's"),
-    ):
+    with ResultStore(url) as store, cleanup_lock(store):
         assert output(url, "cleanup").startswith("Another cleanup is running in ")
         assert json.loads(output(url, "cleanup", "--json"))["another_is_running"]
     assert output(url, "cleanup").startswith("1 row ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from sqlalchemy import URL
 
     from tests.servers import Database
-    from tests.servers.mariadb import MariaDB
 
 WHEN = datetime(2021, 5, 4, 3, 2, 1)  # noqa: DTZ001 - as the table has it
 
@@ -186,6 +185,21 @@ def test_celerys_backend_and_the_store_share_rows(url: URL | str, extended: bool
     assert celery.get_task_meta("4")["status"] == "SUCCESS"
     assert celery.get_task_meta("5")["result"] == 5
     assert rows_of(url, "SELECT taskset_id FROM celery_tasksetmeta") == [("g",)]
+
+
+@pytest.mark.parametrize("driver", ["pymysql", "mysqlclient"])
+def test_celerys_backend_uses_tables_of_the_store(url: URL | str) -> None:
+    """It reads and writes those with fractions of seconds, and its cleanup goes by them."""
+    now = datetime.now(timezone.utc).replace(tzinfo=None)
+    with ResultStore(url) as store:
+        store.store("1", "SUCCESS", b"1", date_done=now)
+        store.store("2", "SUCCESS", b"2", date_done=now - timedelta(days=2))
+        celery = celery_backend(url)
+        celery.store_result("3", 3, "SUCCESS")
+        assert celery.get_task_meta("1")["date_done"] == now
+        assert now <= store.get("3").date_done  # type: ignore[union-attr, operator]
+        celery.cleanup()
+        assert store.get_many(list("123")).keys() == {"1", "3"}
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
@@ -366,21 +380,6 @@ def test_new_tables_hold_long_results(url: URL | str) -> None:
         assert found["1"].result == found["2"].result == result
         assert found["2"].traceback == traceback
         assert store.restore_group("g")[0] == result  # type: ignore[index]
-
-
-def test_twenty_megabytes_fit_where_the_server_takes_them(
-    mariadb: MariaDB, make_database: Callable[..., Database]
-) -> None:
-    """With max_allowed_packet of 64 MiB, MariaDB keeps a result of 20 MB in a new table."""
-    result = b"result" * 3_400_000
-    [(before,)] = mariadb.query("SELECT @@GLOBAL.max_allowed_packet")
-    mariadb.query("SET GLOBAL max_allowed_packet = 67108864")  # for new connections
-    try:
-        with ResultStore(make_database("mysqlclient").url) as store:
-            store.store("1", "SUCCESS", result)
-            assert store.get("1").result == result  # type: ignore[union-attr]
-    finally:
-        mariadb.query(f"SET GLOBAL max_allowed_packet = {before}")
 
 
 @pytest.mark.parametrize(("driver", "strict"), [("pymysql", True), ("mysqlclient", False)])

@@ -147,7 +147,7 @@ def test_parent_and_child_go_on_after_a_fork(url: URL | str) -> None:
 def test_no_child_is_stuck_when_threads_prepare(tmp_path: Path) -> None:
     """A child forked while another thread looks at the tables can look for itself."""
     store = ResultStore(f"sqlite:///{tmp_path / 'one.db'}")
-    with store._lock():
+    with store.access.lock():
         assert in_child(lambda: store.store("1", "SUCCESS")) is True
     assert store.get("1") is not None
     store.close()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from contextlib import contextmanager, nullcontext
 from inspect import signature
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from sqlalchemy import URL
@@ -21,16 +23,21 @@ from sessionmgr.transactions import transient_retries
 from sessionmgr.transient import is_transient
 from sessionmgr.urls import hide_secrets, parse_url
 
+from .arguments import check_execution_options
 from .preparation import prepare
+from .records import TaskResult, in_order
+from .tables import check_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from sqlalchemy import Connection, Engine
 
     from sessionmgr.config import EngineCallback
 
     from .chords import ChordBegun
+    from .notify import Listener
     from .statements import Statements
     from .tables import ResultTables
 
@@ -53,6 +60,10 @@ _BEGIN = {
     "mariadb": ("SET TRANSACTION ISOLATION LEVEL READ COMMITTED", "BEGIN"),
     "sqlite": ("BEGIN IMMEDIATE",),
 }
+
+
+#: Seconds until the tables are looked at again, where somebody else had the lock on them.
+_AGAIN = 60.0
 
 
 class _Lent:
@@ -101,7 +112,10 @@ class _Thread(threading.local):
 
 
 class ResultAccess:
-    """What a :class:`ResultStore` has below its calls. The parameters are the store's."""
+    """What the calls of a :class:`ResultStore` are made of. The parameters are the store's.
+
+    For the modules of this package; programs use the store.
+    """
 
     def __init__(
         self,
@@ -129,15 +143,15 @@ class ResultAccess:
         self.create_tables = create_tables
         self.short_lived_sessions = short_lived_sessions
         self.notify = notify
-        self._attempts = attempts
-        self._owns_manager = manager is None
+        self.attempts = attempts
+        self.owns_manager = manager is None
         given = Layer("the store's engine_options", engine_options or {})
-        self._engine_options = dict(check_options(given).options)
-        self._call_options = {} if manager is None else self._engine_options
+        self.engine_options = dict(check_options(given).options)
+        self._call_options = {} if manager is None else self.engine_options
         #: The database, as it was named.
         self.dburi = parse_url(dburi) if manager is None else dburi
         begins = isinstance(self.dburi, URL) and self.dburi.get_backend_name() in _BEGIN
-        options = {**(AUTOCOMMIT if begins else {}), **self._engine_options}
+        options = {**(AUTOCOMMIT if begins else {}), **self.engine_options}
         level = options.get("isolation_level")
         self._commits_itself = manager is None and begins and level == "AUTOCOMMIT"
         #: Where the connections are from.
@@ -145,25 +159,36 @@ class ResultAccess:
             engine_callback, metadata=tables.metadata, pooling="always", engine_options=options
         )
         self._key = self.manager._key(self.dburi)
-        # guards that the tables are looked at once
-        self._lock = forking.ProcessLock()
-        self._statements: Statements | None = None
+        check_names(tables, self._key.url.get_backend_name())
+        check_execution_options(self.describe(), self.engine_options.get("execution_options"))
+        #: Guards what follows.
+        self.lock = forking.ProcessLock()
+        #: The statements, once the tables were looked at.
+        self.statements: Statements | None = None
+        self._look_again = math.inf
+        #: Who listens to results in this process; see :mod:`.notify`.
+        self.listener: Listener | None = None
         self._thread = _Thread()
 
     def describe(self) -> str:
         """Name the database, without secrets."""
         return self._key.describe()
 
-    def prepare(self) -> None:
-        """See to the tables now, rather than at the first call."""
-        self._prepared()
-
     def invalidate(self) -> None:
         """Drop the connections and look at the tables again at the next call."""
-        self._statements = None
+        self.statements = None
         self.manager.invalidate(self.dburi)
+        if self.listener is not None:
+            self.listener.dispose()
 
-    def _call(
+    def close(self) -> None:
+        """Close the connections for good, unless they are those of the caller's manager."""
+        if self.owns_manager:
+            self.manager.close()
+        if self.listener is not None:
+            self.listener.dispose()
+
+    def call(
         self,
         work: Callable[[Statements, Connection], Answer],
         *,
@@ -177,11 +202,11 @@ class ResultAccess:
         """
         if self._thread.lent is not None:
             return self._thread.lent.call(work, transaction=transaction)
-        attempts = attempts or self._attempts
+        attempts = attempts or self.attempts
 
         def attempt() -> Answer:
-            statements = self._prepared()
-            with self._connect(transaction=transaction) as connection:
+            statements = self.prepared()
+            with self.connect(transaction=transaction) as connection:
                 return work(statements, connection)
 
         try:
@@ -191,93 +216,141 @@ class ResultAccess:
                 raise
         return transient_retries(attempts - 1)(attempt)  # the first of them at once
 
+    def select(
+        self, ids: Sequence[str], choose: Callable[[Statements], Any]
+    ) -> dict[str, TaskResult]:
+        """Give those of some tasks that a statement finds.
+
+        :param ids: what check_ids has given.
+        :param choose: gives the statement.
+        """
+
+        def read(statements: Statements, connection: Connection) -> dict[str, TaskResult]:
+            found = (
+                TaskResult(*in_order(statements.fields, row))
+                for batch in statements.ids.batches(ids)
+                for row in connection.execute(choose(statements), batch)
+            )
+            return {result.task_id: result for result in found}
+
+        return self.call(read) if ids else {}
+
+    @property
+    def lent(self) -> _Lent | None:
+        """The transaction that the calls of this thread are part of."""
+        return self._thread.lent
+
     @contextmanager
-    def _lending(self, statements: Statements, connection: Connection) -> Iterator[_Lent]:
+    def lending(self, statements: Statements, connection: Connection) -> Iterator[_Lent]:
         """Have the calls of this thread be part of a connection's transaction during a block.
 
         If one of them fails, so does the block.
         """
         before = self._thread.lent
-        depth = 0 if before is None else before.depth + 1
-        self._thread.lent = lent = _Lent(statements, connection, depth)
+        lent = _Lent(statements, connection, 0 if before is None else before.depth + 1)
         try:
+            self._thread.lent = lent
             yield lent
         finally:
             self._thread.lent = before
         lent.check()
 
-    @contextmanager
-    def _connect(self, *, transaction: bool = False) -> Iterator[Connection]:
-        engine = self._engine()
+    def connect(self, *, transaction: bool = False) -> AbstractContextManager[Connection]:
+        """Connect, for a block.
+
+        :param transaction: have it be one transaction; else each statement is one.
+        """
+        engine = self.engine()
         if not self._commits_itself:
             # Somebody else's manager: autocommit would have to be set at each checkout, and the
             # error of a dead connection, which is found so, would reach nobody who knows it. Or
             # a database whose statements are not known.
-            with engine.begin() as connection:
-                self._mark_leaving(connection)
-                yield connection
-            return
-        with engine.connect() as connection:
-            self._mark_leaving(connection)
-            # execution_options, of the engine or by an engine_callback, go before the engine's own
-            level = connection.get_execution_options().get("isolation_level", "AUTOCOMMIT")
-            if level != "AUTOCOMMIT":
-                with connection.begin():
-                    yield connection
-                return
-            with (_transaction if transaction else _whole)(connection):
-                yield connection
-
-    def _mark_leaving(self, connection: Connection) -> None:
-        """Have a short-lived connection closed at its checkin."""
+            return self._begin(engine)
+        connection = engine.connect()
         if self.short_lived_sessions:
-            opened = open_connection(connection.connection)
-            if opened is not None and not is_memory(connection.engine.url):
-                opened.leaves = True
+            _mark_leaving(connection)
+        # execution_options, of the engine or by an engine_callback, go before the engine's own
+        level = connection.get_execution_options().get("isolation_level", "AUTOCOMMIT")
+        if level != "AUTOCOMMIT":
+            return _committing(connection)
+        return _transaction(connection) if transaction else _Whole(connection)
 
-    def _engine(self) -> Engine:
+    @contextmanager
+    def _begin(self, engine: Engine) -> Iterator[Connection]:
+        with engine.begin() as connection:
+            if self.short_lived_sessions:
+                _mark_leaving(connection)
+            yield connection
+
+    def engine(self) -> Engine:
+        """Give the engine of this process."""
         return self.manager.get_engine(self._key, **self._call_options)
 
-    def _prepared(self) -> Statements:
-        if self._statements is not None:
-            return self._statements
+    def prepared(self) -> Statements:
+        """Give the statements; the tables are looked at, and seen to, at the first time."""
+        if self.statements is not None and monotonic() < self._look_again:
+            return self.statements
         if self._thread.lent is not None:
             return self._thread.lent.statements
-        with self._lock():
-            if self._statements is None:
-                statements = prepare(self, self._engine())
+        with self.lock():
+            if self.statements is None or monotonic() >= self._look_again:
+                statements, settled = prepare(self, self.engine())
                 if not statements.layout.task.columns:
                     return statements  # as described; what others make may lack a column
-                self._statements = statements
-            return self._statements
+                self.statements = statements
+                self._look_again = math.inf if settled else monotonic() + _AGAIN
+            return self.statements
 
 
-@contextmanager
-def _whole(connection: Connection) -> Iterator[None]:
-    """Give up a connection in the midst of whose statement something else was raised.
+def _mark_leaving(connection: Connection) -> None:
+    """Have a short-lived connection closed at its checkin."""
+    opened = open_connection(connection.connection)
+    if opened is not None and not is_memory(connection.engine.url):
+        opened.leaves = True
 
-    A time limit, say: the statement's answer is still to come, and the next one would get it.
+
+class _Whole:
+    """Closes a connection, or gives it up when something else than its errors was raised.
+
+    A time limit, say: a statement's answer may be still to come, and the next one would get it.
+    A class, for each result that is stored goes through it: a generator takes three times as long.
     """
-    try:
-        yield
-    except SQLAlchemyError:
-        raise
-    except BaseException:
-        connection.invalidate()
-        raise
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> Connection:
+        return self._connection
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        try:
+            if error is not None and not isinstance(error, SQLAlchemyError):
+                self._connection.invalidate()
+        finally:
+            self._connection.close()
 
 
 @contextmanager
-def _transaction(connection: Connection) -> Iterator[None]:
+def _committing(connection: Connection) -> Iterator[Connection]:
+    """Make a transaction of the driver's."""
+    with connection, connection.begin():
+        yield connection
+
+
+@contextmanager
+def _transaction(connection: Connection) -> Iterator[Connection]:
     """Make a transaction on a connection in autocommit, which stays in that."""
-    for statement in _BEGIN[connection.dialect.name]:
-        connection.exec_driver_sql(statement)
-    try:
-        yield
-    except BaseException:
-        _roll_back(connection)
-        raise
-    connection.exec_driver_sql("COMMIT")
+    with connection:
+        try:
+            for statement in _BEGIN[connection.dialect.name]:
+                connection.exec_driver_sql(statement)
+            yield connection
+            connection.exec_driver_sql("COMMIT")
+        except BaseException:  # a time limit, say, also between two statements
+            _roll_back(connection)
+            raise
 
 
 @contextmanager
@@ -302,6 +375,11 @@ def _roll_back(connection: Connection) -> None:
     if connection.invalidated:
         return
     try:
-        connection.exec_driver_sql("ROLLBACK")
-    except Exception:  # noqa: BLE001 - whatever it is, the connection is not to be used again
+        if connection.dialect.name == "sqlite":  # which has an error for who has not begun
+            connection.connection.rollback()
+        else:
+            connection.exec_driver_sql("ROLLBACK")
+    except BaseException as error:
         connection.invalidate()
+        if not isinstance(error, SQLAlchemyError):
+            raise

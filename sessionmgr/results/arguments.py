@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from sessionmgr.errors import ResultArgumentError
+from sessionmgr.errors import EngineOptionsError, ResultArgumentError
 from sessionmgr.urls import hide_secrets, list_names
 
 from .records import EXTENDED, READY_STATES, utc_now
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
-__all__ = ("check_bytes", "check_id", "check_ids", "check_values", "in_utc")
-
-_BYTES = ("result", "children", "args", "kwargs", "stamps")
-_TEXTS = ("traceback", "name", "worker", "queue")
+__all__ = (
+    "check_bytes",
+    "check_execution_options",
+    "check_id",
+    "check_ids",
+    "check_values",
+    "in_utc",
+)
 
 
 def check_id(given: Any, name: str = "task_id") -> str:
@@ -52,14 +57,29 @@ def check_ids(given: Iterable[str]) -> list[str]:
     return [check_id(each) for each in ids]
 
 
-def check_bytes(name: str, task_id: str, given: Any) -> None:
-    """Raise when a value that the caller is to encode is not bytes.
+def check_bytes(name: str, key: str, given: Any, kind: str = "task") -> bytes:
+    """Give a value, if it is bytes: the caller is to encode it.
 
     :raises ResultArgumentError: when it is not.
     """
-    if given is not None and not isinstance(given, bytes):
-        raise ResultArgumentError(
-            f"{name} of task {task_id!r} is bytes, not {_kind(given)}: encode it first"
+    if isinstance(given, bytes):
+        return given
+    raise ResultArgumentError(
+        f"{name} of {kind} {key!r} is bytes, not {_kind(given)}: encode it first"
+    )
+
+
+def check_execution_options(database: str, options: Any) -> None:
+    """Check the execution options of an engine, as far as a store is concerned.
+
+    :param database: the database's name for error texts.
+    :raises EngineOptionsError: when they have a map of schemas, which is for statements that
+        SQLAlchemy compiles each time: results would be stored in one schema, and read in another.
+    """
+    if isinstance(options, Mapping) and options.get("schema_translate_map"):
+        raise EngineOptionsError(
+            f"database {database}: a store of results takes no schema_translate_map; name the"
+            " schemas in table_schemas={'task': ..., 'group': ...}"
         )
 
 
@@ -99,13 +119,11 @@ def check_values(fields: Mapping[str, Any], further: Mapping[str, Any], *, exten
     values = {**fields, **further}
     task_id = check_id(values["task_id"])
     check_id(values["status"], "status")
-    for name in _BYTES:
-        check_bytes(name, task_id, values.get(name))
-    for name in _TEXTS:
-        if values.get(name) is not None:
-            values[name] = _text(name, task_id, values[name])
-    _check_number("retries", task_id, values.get("retries"))
-    values["date_done"] = _date(task_id, values["date_done"], values["status"])
+    for name, value in values.items():
+        if value is not None and name in _CHECKS:
+            values[name] = _CHECKS[name](name, task_id, value)
+    if values["date_done"] is None and values["status"] in READY_STATES:
+        values["date_done"] = utc_now()
     return values
 
 
@@ -116,11 +134,16 @@ def _text(name: str, task_id: str, given: Any) -> str:
     return given.replace("\0", "\\x00").encode(errors="backslashreplace").decode()
 
 
-def _check_number(name: str, task_id: str, given: Any) -> None:
-    if given is not None and (not isinstance(given, int) or isinstance(given, bool)):
-        raise ResultArgumentError(
-            f"{name} of task {task_id!r} is a whole number, not {_kind(given)}"
-        )
+def _number(name: str, task_id: str, given: Any) -> int:
+    if isinstance(given, int) and not isinstance(given, bool):
+        return given
+    raise ResultArgumentError(f"{name} of task {task_id!r} is a whole number, not {_kind(given)}")
+
+
+def _date(name: str, task_id: str, given: Any) -> datetime:
+    if isinstance(given, datetime):
+        return in_utc(given, f"{name} of task {task_id!r}")
+    raise ResultArgumentError(f"{name} of task {task_id!r} is a datetime, not {_kind(given)}")
 
 
 def _kind(given: Any) -> str:
@@ -137,9 +160,10 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _date(task_id: str, done: Any, status: str) -> datetime | None:
-    if done is None:
-        return utc_now() if status in READY_STATES else None
-    if not isinstance(done, datetime):
-        raise ResultArgumentError(f"date_done of task {task_id!r} is a datetime, not {_kind(done)}")
-    return in_utc(done, f"date_done of task {task_id!r}")
+#: Field -> what gives a value of it, which is not None, as the tables have it.
+_CHECKS: dict[str, Callable[[str, str, Any], Any]] = {
+    **dict.fromkeys(("result", "children", "args", "kwargs", "stamps"), check_bytes),
+    **dict.fromkeys(("traceback", "name", "worker", "queue"), _text),
+    "retries": _number,
+    "date_done": _date,
+}

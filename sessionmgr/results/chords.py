@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +11,13 @@ from sessionmgr.errors import ResultStoreError
 from .records import utc_now
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy import Connection
 
+    from .access import ResultAccess
     from .chord_statements import ChordStatements
     from .statements import Statements
-    from .store import ResultStore
 
 __all__ = ("ChordBegun", "ChordPart", "Chords")
 
@@ -70,12 +71,12 @@ class Chords:
     seen the number; the chord is published again, and what has returned stays counted.
     """
 
-    def __init__(self, store: ResultStore) -> None:
-        self._store = store
+    def __init__(self, access: ResultAccess) -> None:
+        self._access = access
 
     def supported(self) -> bool:
         """Tell whether the database has the tables, and a way to count in them."""
-        return self._store._prepared().chords is not None
+        return self._access.prepared().chords is not None
 
     def begin(self, group_id: str, go_on: Callable[[], object] | None = None) -> None:
         """Begin to count; a chord with this id that has gone on is forgotten.
@@ -88,7 +89,7 @@ class Chords:
             publishes and all parts have returned by its end. It is to call :meth:`fire` for
             this chord.
         """
-        lent = self._store._thread.lent
+        lent = self._access.lent
         if lent is None:
             self._execute("forget_late", "begin", group=group_id, now=utc_now())
         else:
@@ -96,7 +97,7 @@ class Chords:
 
     def set_size(self, group_id: str, size: int) -> None:
         """Tell how many parts there are, before the last is sent; others may have returned."""
-        lent = self._store._thread.lent
+        lent = self._access.lent
         if lent is None or group_id not in lent.begun:
             self._execute("resize", group=group_id, size=size, now=utc_now())
         else:
@@ -107,7 +108,13 @@ class Chords:
         self._execute("add", group=group_id, now=utc_now())
 
     def part_returned(
-        self, group_id: str, task_id: str, position: int | None, status: str, result: bytes | None
+        self,
+        group_id: str,
+        task_id: str,
+        position: int | None,
+        status: str,
+        result: bytes | None,
+        store: Callable[[], object] | None = None,
     ) -> bool:
         """Count a part.
 
@@ -116,6 +123,8 @@ class Chords:
         :param position: its place among the parts, from 0; ``None``: after the others.
         :param status: the state in which it ended.
         :param result: its result or exception, encoded.
+        :param store: is called after it is counted. What it calls of the store, in this thread,
+            has the transaction of the counting. If all parts have returned, it is only tried.
         :return: whether all parts have returned, and nobody has gone on from there: a part that
             is delivered again is told so again until somebody has.
         """
@@ -129,18 +138,29 @@ class Chords:
         }
 
         def count(statements: Statements, connection: Connection) -> bool:
-            return _is_complete(self._known(statements).count(connection, row))
+            complete = _is_complete(self._known(statements).count(connection, row))
+            if store is not None:
+                with self._access.lending(statements, connection), _tried(connection, complete):
+                    store()
+            return complete
 
-        at_once = self._known(self._store._prepared()).counts_at_once
-        return self._store._call(count, transaction=not at_once)
+        at_once = store is None and self._known(self._access.prepared()).counts_at_once
+        return self._access.call(count, transaction=not at_once)
 
-    def fire(self, group_id: str, publish: Callable[[list[ChordPart]], object]) -> bool:
+    def fire(
+        self,
+        group_id: str,
+        publish: Callable[[list[ChordPart]], object],
+        store: Callable[[], object] | None = None,
+    ) -> bool:
         """Go on from a chord whose parts have all returned, unless somebody has.
 
         :param group_id: the chord's header.
         :param publish: is called with the parts, in their order, while others who try the same
             wait. What it calls of the store, in this thread, has this call's connection and
             transaction. If it raises, the right to go on is given back.
+        :param store: is called before that, in the same transaction, and also when somebody has
+            gone on.
         :return: whether this call went on.
         """
         published = undone = False
@@ -148,11 +168,15 @@ class Chords:
         def work(statements: Statements, connection: Connection) -> bool:
             nonlocal published, undone
             known, values = self._known(statements), {"group": group_id, "now": utc_now()}
-            if not connection.execute(known.claim, values).rowcount:
+            claimed = connection.execute(known.claim, values).rowcount
+            if store is not None:
+                with self._access.lending(statements, connection):
+                    store()
+            if not claimed:
                 return published  # by this call: the answer to its commit was lost
             if not published or undone:
                 parts = [ChordPart(*row) for row in connection.execute(known.parts, values)]
-                with self._store._lending(statements, connection) as lent:
+                with self._access.lending(statements, connection) as lent:
                     publish(parts)
                     while lent.begun:
                         self._begin_late(*lent.begun.popitem())
@@ -161,10 +185,10 @@ class Chords:
             return True
 
         try:
-            return self._store._call(work, transaction=True, attempts=ATTEMPTS)
+            return self._access.call(work, transaction=True, attempts=ATTEMPTS)
         except Exception:
             if published:  # a time limit, say: nobody is to publish it again
-                self._store._call(work, transaction=True)
+                self._access.call(work, transaction=True)
             raise
 
     def give_up(self, group_id: str) -> bool:
@@ -176,7 +200,7 @@ class Chords:
             connection.execute(known.forget, values)
             return claimed
 
-        return self._store._call(work, transaction=True, attempts=ATTEMPTS)
+        return self._access.call(work, transaction=True, attempts=ATTEMPTS)
 
     # -- inside
 
@@ -190,7 +214,7 @@ class Chords:
                 connection.execute(statement, values)
             return _is_complete(connection.execute(known.look, values).one())
 
-        if self._store._call(work) and begun.go_on is not None:
+        if self._access.call(work) and begun.go_on is not None:
             begun.go_on()
 
     def _execute(self, *names: str, **values: Any) -> None:
@@ -198,15 +222,26 @@ class Chords:
             for name in names:
                 connection.execute(getattr(self._known(statements), name), values)
 
-        self._store._call(work)
+        self._access.call(work)
 
     def _known(self, statements: Statements) -> ChordStatements:
         if statements.chords is None:
             raise ResultStoreError(
-                f"database {self._store.describe()} has no tables for chords, or no upsert to"
+                f"database {self._access.describe()} has no tables for chords, or no upsert to"
                 " count with. Create them with 'python -m sessionmgr results upgrade'"
             )
         return statements.chords
+
+
+@contextmanager
+def _tried(connection: Connection, undone: bool) -> Iterator[None]:
+    """Undo what a transaction has done in a block, if it is to be undone."""
+    if not undone:
+        yield
+        return
+    connection.exec_driver_sql("SAVEPOINT sessionmgr_tried")
+    yield
+    connection.exec_driver_sql("ROLLBACK TO SAVEPOINT sessionmgr_tried")
 
 
 def _is_complete(counted: Any) -> bool:

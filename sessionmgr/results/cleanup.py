@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,10 +24,16 @@ if TYPE_CHECKING:
 
     from sqlalchemy import ColumnElement, Connection, Select, Table
 
-    from .store import ResultStore
+    from .access import ResultAccess
     from .tables import ResultTables
 
-__all__ = ("ExpiringTable", "cleanup", "delete_expired", "expiring_tables", "naive_utc")
+__all__ = (
+    "ExpiringTable",
+    "delete_expired",
+    "expiring_tables",
+    "lock_purpose",
+    "naive_utc",
+)
 
 log = logging.getLogger("sessionmgr")
 
@@ -51,7 +58,7 @@ class ExpiringTable:
 
     :param table: the table.
     :param indexed: whether there is an index that begins with ``date_done``. Tables made by
-        Celery before 5.7 have none.
+        Celery before 5.6.3 have none.
     :param chords: the table of the chords, where rows belong to those; a chord that has not
         expired keeps what returned long ago.
     """
@@ -84,25 +91,15 @@ class _Batch:
     more: bool
 
 
-def cleanup(
-    store: ResultStore,
-    before: datetime,
-    batch_size: int = 1000,
-    progress: Callable[[int], None] | None = None,
-) -> int:
-    """Delete what ended before a time; see :meth:`ResultStore.cleanup`."""
-    return delete_expired(store, before, batch_size, progress) or 0
-
-
 def delete_expired(
-    store: ResultStore,
+    access: ResultAccess,
     before: datetime,
     batch_size: int = 1000,
     progress: Callable[[int], None] | None = None,
 ) -> int | None:
     """Delete what ended before a time, unless another runner is at it.
 
-    :param store: whose tables to go through.
+    :param access: to whose tables to go through.
     :param before: the time; without a time zone it is UTC.
     :param batch_size: rows in a transaction, at most.
     :param progress: is told after each batch how many rows are gone by now.
@@ -114,20 +111,25 @@ def delete_expired(
         check_count("batch_size", batch_size)
     except EngineOptionsError as error:
         raise ResultArgumentError(str(error)) from None
-    tables = store._call(lambda _, connection: expiring_tables(connection, store.tables))
-    lock = RunLock(store._engine, "cleanup")
+    purpose, tables = access.call(
+        lambda _, connection: (
+            lock_purpose(connection, access.tables),
+            expiring_tables(connection, access.tables),
+        )
+    )
+    lock = RunLock(access.engine, purpose)
     try:
-        if not _take(store, lock):
-            _say_another_runs(store)
+        if not _take(access, lock):
+            _say_another_runs(access)
             return None
         deleted = 0
         for each in tables:
             batch = _Batch(0, None, more=True)
             while batch.more:
-                if not _keep(store, lock):
-                    _say_another_runs(store)
+                if not _keep(access, lock):
+                    _say_another_runs(access)
                     return deleted
-                batch = _run_batch(store, each, end, batch_size, batch.position)
+                batch = _run_batch(access, each, end, batch_size, batch.position)
                 deleted += batch.deleted
                 if progress is not None:
                     progress(deleted)
@@ -136,24 +138,34 @@ def delete_expired(
         lock.release()
 
 
-def _say_another_runs(store: ResultStore) -> None:
+def lock_purpose(connection: Connection, tables: ResultTables) -> str:
+    """Give what the lock of a runner is for: other tables of the same database are not in it.
+
+    A digest of their place and name, for these may be longer than MySQL's names of locks.
+    """
+    schema = tables.task.schema or connection.dialect.default_schema_name
+    digest = hashlib.sha256(repr((schema, str(tables.task.name))).encode())
+    return f"cleanup.{digest.hexdigest()[:12]}"
+
+
+def _say_another_runs(access: ResultAccess) -> None:
     log.info(
         "database %s: another cleanup of results is running, and this one leaves it to that",
-        store.describe(),
+        access.describe(),
     )
 
 
-def _take(store: ResultStore, lock: RunLock) -> bool:
-    return bool(transient_retries(store._attempts)(lock.take))
+def _take(access: ResultAccess, lock: RunLock) -> bool:
+    return bool(transient_retries(access.attempts)(lock.take))
 
 
-def _keep(store: ResultStore, lock: RunLock) -> bool:
+def _keep(access: ResultAccess, lock: RunLock) -> bool:
     """See that the lock is held, and take it again if its connection was lost."""
     deadline = monotonic() + _PATIENCE
-    held = lock.is_held() or _take(store, lock)
+    held = lock.is_held() or _take(access, lock)
     while not held and monotonic() < deadline:
         sleep(0.05)
-        held = _take(store, lock)
+        held = _take(access, lock)
     return held
 
 
@@ -190,7 +202,7 @@ def expiring_tables(connection: Connection, tables: ResultTables) -> list[Expiri
 
 
 def _run_batch(
-    store: ResultStore, each: ExpiringTable, end: datetime, size: int, position: Any
+    access: ResultAccess, each: ExpiringTable, end: datetime, size: int, position: Any
 ) -> _Batch:
     """Delete a batch in a transaction of its own."""
     choose = _by_date if each.indexed or len(each.table.primary_key) > 1 else _by_key
@@ -200,7 +212,7 @@ def _run_batch(
         locked = monotonic() if connection.dialect.name == "sqlite" else None
         return choose(connection, each, end, size, position), locked
 
-    batch, locked = store._call(work, transaction=True)
+    batch, locked = access.call(work, transaction=True)
     if locked is not None:
         sleep(min(monotonic() - locked, _LONGEST_PAUSE))
     return batch

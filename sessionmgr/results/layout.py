@@ -70,6 +70,10 @@ class Layout:
     chord: TableLayout
     part: TableLayout
 
+    def has_tables(self) -> bool:
+        """Tell whether every table is there, whatever columns it has."""
+        return all(each.columns for each in (self.task, self.group, self.chord, self.part))
+
     def lacks(self, tables: ResultTables) -> bool:
         """Tell whether a table or a column is not there."""
         pairs = (

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from .store import ResultStore
+    from .access import ResultAccess
 
 __all__ = ("Ear", "Listener", "listener_of")
 
@@ -31,8 +31,10 @@ log = logging.getLogger("sessionmgr")
 #: that is being read.
 SLICE = 0.5
 
-#: Seconds until a listening connection that was lost, or could not be made, is tried again.
+#: Seconds until a listening connection that was lost, or could not be made, is tried again; they
+#: double up to the longest while it is not to be had. A hot standby lets nobody listen.
 RETRY = 1.0
+LONGEST_RETRY = 60.0
 
 
 class Ear:
@@ -86,7 +88,7 @@ class Listener:
         self._lets_go = False  # the leader is to close the connection
         self._let_go = threading.Condition(self._lock)
         self._retry_at = 0.0
-        self._warned = False
+        self._pause = 0.0  # seconds until the next attempt, where the last one failed
         forking.inherit(self)
 
     # -- for those who wait
@@ -219,15 +221,16 @@ class Listener:
             self._finalizer = weakref.finalize(self, line.close)
             self._finalizer.atexit = False  # dispose() is called there
             line.listen()
-        self.listens, self._warned = True, False
+        self.listens, self._pause = True, 0.0
         self._have_all_look()
 
     def _fail(self, error: Exception) -> None:
         """Go on without listening, for a while."""
         self._close_line(lost=True)
-        self._retry_at = monotonic() + RETRY
-        if not self._warned and not isinstance(error, ManagerClosedError):
-            self._warned = True
+        is_first = not self._pause
+        self._pause = min(2 * self._pause or RETRY, LONGEST_RETRY)
+        self._retry_at = monotonic() + self._pause
+        if is_first and not isinstance(error, ManagerClosedError):
             log.warning(
                 "database %s: the connection that listens for task results was lost or cannot be"
                 " had; looking for them again and again meanwhile. The error: %s",
@@ -269,20 +272,20 @@ class Listener:
         """Go on: the connection is kept in any process."""
 
 
-def listener_of(store: ResultStore) -> Listener | None:
+def listener_of(access: ResultAccess) -> Listener | None:
     """Give the listener of a store in this process, or ``None`` where there is none to have."""
-    statements = store._statements
+    statements = access.statements
     if statements is None or not statements.notifies:
         return None
-    listener = store._listener
+    listener = access.listener
     if listener is not None and listener.home is forking.process:
         return listener
-    if store._engine().dialect.driver not in DRIVERS:
+    if access.engine().dialect.driver not in DRIVERS:
         return None
-    with store._lock():
-        listener = store._listener
+    with access.lock():
+        listener = access.listener
         if listener is None or listener.home is not forking.process:
-            keep = not store.short_lived_sessions
-            listener = Listener(store._engine, store.describe(), keep=keep)
-            store._listener = listener
+            keep = not access.short_lived_sessions
+            listener = Listener(access.engine, access.describe(), keep=keep)
+            access.listener = listener
         return listener

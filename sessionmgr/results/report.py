@@ -62,7 +62,7 @@ def utc_text(when: datetime | None) -> str | None:
 
 def has_tasks(store: ResultStore) -> bool:
     """Tell whether the table of the tasks is there."""
-    return store._call(lambda statements, _: bool(statements.layout.task.columns))
+    return store.access.call(lambda statements, _: bool(statements.layout.task.columns))
 
 
 def count_results(store: ResultStore) -> Counts:
@@ -88,7 +88,7 @@ def count_results(store: ResultStore) -> Counts:
             max(ends, default=None),
         )
 
-    return store._call(read)
+    return store.access.call(read)
 
 
 def count_expired(store: ResultStore, before: datetime) -> dict[str, int]:
@@ -110,7 +110,7 @@ def count_expired(store: ResultStore, before: datetime) -> dict[str, int]:
         }
         return {name: connection.scalar(query) or 0 for name, query in queries.items()}
 
-    return store._call(read)
+    return store.access.call(read)
 
 
 def missing_ddl(store: ResultStore) -> list[str]:
@@ -119,7 +119,9 @@ def missing_ddl(store: ResultStore) -> list[str]:
     A SQLite file that is not there is an empty database, and is not made.
     """
     metadata = store.tables.metadata
-    if is_missing_file(store._engine().url):
+    if is_missing_file(store.access.engine().url):
         with SessionManager() as manager, manager.get_engine("sqlite://").connect() as connection:
-            return drift(connection, metadata, whole=True)
-    return store._call(lambda _, connection: drift(connection, metadata, whole=True))
+            steps = drift(connection, metadata, whole=True)
+    else:
+        steps = store.access.call(lambda _, connection: drift(connection, metadata, whole=True))
+    return [statement for step in steps for statement in step]

@@ -10,7 +10,7 @@ from sessionmgr.urls import hide_secrets
 from .access import ResultAccess
 from .arguments import check_bytes, check_id, check_ids, check_values
 from .chords import Chords
-from .cleanup import cleanup
+from .cleanup import delete_expired
 from .records import EXTENDED, FIELDS, READY_STATES, SUCCESS, TaskResult, in_order, utc_now
 from .tables import build_tables
 from .waiting import Waiting
@@ -25,13 +25,12 @@ if TYPE_CHECKING:
     from sessionmgr.config import EngineCallback
     from sessionmgr.manager import SessionManager
 
-    from .notify import Listener
     from .statements import Statements
 
 __all__ = ("ResultStore",)
 
 
-class ResultStore(ResultAccess):
+class ResultStore:
     """The results of tasks in one database, in the tables that Celery has.
 
     ::
@@ -86,7 +85,8 @@ class ResultStore(ResultAccess):
         :raises EngineOptionsError: when an option cannot be.
         :raises DatabaseURLError: when ``dburi`` cannot be read.
         """
-        super().__init__(
+        #: What the calls are made of.
+        self.access = ResultAccess(
             dburi,
             build_tables(table_names, table_schemas),
             manager=manager,
@@ -99,9 +99,16 @@ class ResultStore(ResultAccess):
             attempts=attempts,
         )
         self._names, self._schemas = table_names, table_schemas
-        self._listener: Listener | None = None
+        #: The database, as it was named.
+        self.dburi = self.access.dburi
+        #: Where the connections are from.
+        self.manager = self.access.manager
+        #: The tables, as this store describes them.
+        self.tables = self.access.tables
+        #: Whether the extended fields are kept.
+        self.extended = extended
         #: The chords that are counted in this database.
-        self.chords = Chords(self)
+        self.chords = Chords(self.access)
 
     # -- results
 
@@ -150,7 +157,7 @@ class ResultStore(ResultAccess):
             upsert = statements.store_ready if ready else statements.store
             return upsert.write(connection, row)
 
-        return self._call(write)
+        return self.access.call(write)
 
     def store_many(self, results: Iterable[TaskResult]) -> None:
         """Store many results at once, in one transaction.
@@ -183,7 +190,7 @@ class ResultStore(ResultAccess):
             upsert.write_many(connection, rows)
 
         if latest:
-            self._call(write, transaction=True)
+            self.access.call(write, transaction=True)
 
     def get(self, task_id: str) -> TaskResult | None:
         """Give what is known of a task, or ``None``."""
@@ -193,12 +200,12 @@ class ResultStore(ResultAccess):
             row = connection.execute(statements.get, {"id": task_id}).first()
             return None if row is None else TaskResult(*in_order(statements.fields, row))
 
-        return self._call(read)
+        return self.access.call(read)
 
     def exists(self, task_id: str) -> bool:
         """Tell whether anything is known of a task."""
         check_id(task_id)
-        return self._call(
+        return self.access.call(
             lambda statements, connection: (
                 connection.execute(statements.exists, {"id": task_id}).first() is not None
             )
@@ -209,9 +216,9 @@ class ResultStore(ResultAccess):
 
         :param task_ids: their ids.
         :return: task id -> result, of those of which something is known. PostgreSQL and SQLite
-            are asked once for 100,000 ids, MySQL for 10,000.
+            are asked once for 100,000 ids, MySQL and MariaDB for 10,000, others for 500.
         """
-        return self._select(task_ids, lambda statements: statements.get_many)
+        return self.access.select(check_ids(task_ids), lambda statements: statements.get_many)
 
     def wait(
         self,
@@ -223,8 +230,11 @@ class ResultStore(ResultAccess):
     ) -> Iterator[TaskResult]:
         """Wait for tasks to end, and yield their results in order of completion.
 
-        The table is looked at in one statement for all that are open, at once and then after
-        pauses that grow from 5 ms to ``max_interval``: a task is seen late by an eighth of the
+        In a table of MySQL's or MariaDB's that Celery made there are whole seconds: tasks that
+        ended in the same one come in any order, until ``results upgrade`` has changed it.
+
+        The table is looked at in as few statements as by :meth:`get_many`, at once and then after
+        pauses that grow from 5 ms to ``max_interval``: a task is seen late by a tenth of the
         time it took. With ``notify=True``, on PostgreSQL with psycopg or psycopg2, it is seen
         at once: one connection of the process listens while any of its threads wait. No other
         is held between looks. A database that is away for less than a minute is waited for, and
@@ -237,7 +247,7 @@ class ResultStore(ResultAccess):
         :raises ResultTimeoutError: when tasks are open and ``timeout`` is over.
         :raises ResultArgumentError: when an argument cannot be.
         """
-        return Waiting(self, task_ids, timeout, max_interval, on_interval).results()
+        return Waiting(self.access, task_ids, timeout, max_interval, on_interval).results()
 
     def forget(self, task_ids: str | Iterable[str]) -> None:
         """Delete the results of tasks, also those that are a SUCCESS.
@@ -250,21 +260,21 @@ class ResultStore(ResultAccess):
             for batch in statements.ids.batches(ids):
                 connection.execute(statements.forget, batch)
 
-        self._call(delete)
+        self.access.call(delete)
 
     # -- groups
 
     def save_group(self, group_id: str, result: bytes) -> None:
         """Save a group of results, encoded; one that is there is replaced."""
         check_id(group_id, "group_id")
-        check_bytes("result", group_id, result)
+        check_bytes("result", group_id, result, "group")
         row = {"taskset_id": group_id, "result": result, "date_done": utc_now()}
 
         def write(statements: Statements, connection: Connection) -> None:
             statements.layout.group.check(self.tables.group.name, row)
             statements.store_group.write(connection, row)
 
-        self._call(write)
+        self.access.call(write)
 
     def restore_group(self, group_id: str) -> tuple[bytes, datetime] | None:
         """Give a saved group, encoded, and when it was saved; ``None`` when there is none."""
@@ -274,12 +284,12 @@ class ResultStore(ResultAccess):
             row = connection.execute(statements.get_group, {"id": group_id}).first()
             return None if row is None else (row.result, row.date_done)
 
-        return self._call(read)
+        return self.access.call(read)
 
     def delete_group(self, group_id: str) -> None:
         """Delete a saved group."""
         check_id(group_id, "group_id")
-        self._call(
+        self.access.call(
             lambda statements, connection: connection.execute(
                 statements.delete_group, {"id": group_id}
             )
@@ -295,9 +305,10 @@ class ResultStore(ResultAccess):
 
         A chord is as old as the last of its parts that returned, and so is what it keeps.
         Each batch is a transaction, short enough for those who store at the same time. One
-        runner at a time deletes in a PostgreSQL, MySQL or MariaDB database: while another one
-        does, this returns 0 at once. A connection of its own has the lock for the whole run. On
-        SQLite runners take turns, batch by batch. What has not ended has no time, and stays.
+        runner at a time deletes from a table of tasks on PostgreSQL, MySQL and MariaDB: while
+        another one does, this returns 0 at once. A connection of its own has the lock for the
+        whole run. On SQLite runners take turns, batch by batch. What has not ended has no time,
+        and stays.
 
         :param before: the time; without a time zone it is UTC.
         :param batch_size: rows in a batch, at most.
@@ -305,22 +316,25 @@ class ResultStore(ResultAccess):
         :return: how many rows are gone.
         :raises ResultArgumentError: when an argument cannot be.
         """
-        return cleanup(self, before, batch_size, progress)
+        return delete_expired(self.access, before, batch_size, progress) or 0
 
     # -- state
 
+    def describe(self) -> str:
+        """Name the database, without secrets."""
+        return self.access.describe()
+
+    def prepare(self) -> None:
+        """See to the tables now, rather than at the first call."""
+        self.access.prepared()
+
     def invalidate(self) -> None:
         """Drop the connections and look at the tables again at the next call."""
-        super().invalidate()
-        if self._listener is not None:
-            self._listener.dispose()
+        self.access.invalidate()
 
     def close(self) -> None:
         """Close the connections for good, unless they are those of the caller's manager."""
-        if self._owns_manager:
-            self.manager.close()
-        if self._listener is not None:
-            self._listener.dispose()
+        self.access.close()
 
     def __enter__(self) -> Self:
         return self
@@ -332,36 +346,20 @@ class ResultStore(ResultAccess):
         return f"<ResultStore: {self.describe()}, extended={self.extended}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
+        access = self.access
         options = {
-            "manager": None if self._owns_manager else self.manager,
+            "manager": None if access.owns_manager else self.manager,
             "extended": self.extended,
             "table_names": self._names,
             "table_schemas": self._schemas,
-            "engine_options": self._engine_options,
-            "engine_callback": self.manager.engine_callback if self._owns_manager else None,
-            "create_tables": self.create_tables,
-            "short_lived_sessions": self.short_lived_sessions,
-            "notify": self.notify,
-            "attempts": self._attempts,
+            "engine_options": access.engine_options,
+            "engine_callback": self.manager.engine_callback if access.owns_manager else None,
+            "create_tables": access.create_tables,
+            "short_lived_sessions": access.short_lived_sessions,
+            "notify": access.notify,
+            "attempts": access.attempts,
         }
         return _from_options, (self.dburi, options)
-
-    # -- inside
-
-    def _select(
-        self, task_ids: Iterable[str], choose: Callable[[Statements], Any]
-    ) -> dict[str, TaskResult]:
-        ids = check_ids(task_ids)
-
-        def read(statements: Statements, connection: Connection) -> dict[str, TaskResult]:
-            found = (
-                TaskResult(*in_order(statements.fields, row))
-                for batch in statements.ids.batches(ids)
-                for row in connection.execute(choose(statements), batch)
-            )
-            return {result.task_id: result for result in found}
-
-        return self._call(read) if ids else {}
 
 
 def _from_options(dburi: str | URL, options: dict[str, Any]) -> ResultStore:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     BigInteger,
@@ -25,7 +25,10 @@ from sessionmgr.urls import hide_secrets, list_names
 
 from .records import utc_now
 
-__all__ = ("ResultTables", "build_tables")
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ("ResultTables", "build_tables", "check_names")
 
 #: The tables that may be given names and schemas of the user's -> Celery's names.
 NAMES: Mapping[str, str] = {"task": "celery_taskmeta", "group": "celery_tasksetmeta"}
@@ -38,6 +41,20 @@ OTHER_NAMES: Mapping[str, str] = {
     "task_sequence": "task_id_sequence",
     "group_sequence": "taskset_id_sequence",
 }
+
+
+#: How long names may be. PostgreSQL cuts off what is longer, and finds no table of the whole name:
+#: https://www.postgresql.org/docs/current/sql-syntax-lexical.html#SQL-SYNTAX-IDENTIFIERS and
+#: https://dev.mysql.com/doc/refman/8.4/en/identifier-length.html
+_LONGEST: Mapping[str, tuple[int, str]] = {
+    "postgresql": (63, "bytes"),
+    "mysql": (64, "characters"),
+    "mariadb": (64, "characters"),
+}
+
+#: Where the row that is to be written is called "excluded". In a table of that name PostgreSQL
+#: stores nothing, and SQLite believes that each row is as it is to be.
+_EXCLUDED = frozenset(("postgresql", "sqlite"))
 
 
 @dataclass(frozen=True)
@@ -61,7 +78,9 @@ class ResultTables:
 def build_tables(
     names: Mapping[str, str] | None = None, schemas: Mapping[str, str] | None = None
 ) -> ResultTables:
-    """Describe the tables as Celery 5.7 does, with room for larger ids and, on MySQL, results.
+    """Describe the tables as Celery 5.7 does, with room for larger ids.
+
+    On MySQL there is room for larger results, and for fractions of seconds.
 
     :param names: ``"task"``, ``"group"``, ``"chord"`` or ``"part"`` -> the table's name;
         ``"task_sequence"`` or ``"group_sequence"`` -> the name of the sequence that makes the
@@ -91,6 +110,37 @@ def build_tables(
     )
 
 
+def check_names(tables: ResultTables, dialect: str) -> None:
+    """Check that a kind of database takes the names of tables, sequences and schemas.
+
+    :param dialect: the name of SQLAlchemy's dialect.
+    :raises ResultArgumentError: when it does not.
+    """
+    longest, unit = _LONGEST.get(dialect, (None, ""))
+    for name in _names(tables):
+        if longest is not None and len(name.encode() if unit == "bytes" else name) > longest:
+            raise ResultArgumentError(
+                f"table_names, table_schemas: {name!r} is too long for {dialect}, whose names"
+                f" have {longest} {unit} at most"
+            )
+    for table in tables.metadata.tables.values():
+        if dialect in _EXCLUDED and table.name.lower() == "excluded":
+            raise ResultArgumentError(
+                f"table_names: {table.name!r} has a meaning of its own in the statements of"
+                f" {dialect}; give the table another name"
+            )
+
+
+def _names(tables: ResultTables) -> Iterator[str]:
+    for table in tables.metadata.tables.values():
+        yield table.name
+        if table.schema is not None:
+            yield table.schema
+        for column in table.c:
+            if isinstance(column.default, Sequence):
+                yield column.default.name
+
+
 def _check(option: str, given: Any, *known: Mapping[str, str]) -> Mapping[str, str]:
     if given is None:
         return {}
@@ -116,7 +166,7 @@ def _task(metadata: MetaData, names: Mapping[str, str], schema: str | None) -> T
         Column("task_id", String(155), unique=True),
         Column("status", String(50), default="PENDING"),
         Column("result", _binary()),
-        Column("date_done", DateTime, index=True, default=utc_now, onupdate=utc_now),
+        Column("date_done", _time(), index=True, default=utc_now, onupdate=utc_now),
         Column("traceback", _text()),
         Column("children", _binary()),
         Column("name", String(155)),
@@ -138,7 +188,7 @@ def _group(metadata: MetaData, names: Mapping[str, str], schema: str | None) -> 
         _id(names["group_sequence"], schema),
         Column("taskset_id", String(155), unique=True),
         Column("result", _binary()),
-        Column("date_done", DateTime, index=True, default=utc_now),
+        Column("date_done", _time(), index=True, default=utc_now),
         schema=schema,
         sqlite_autoincrement=True,
     )
@@ -152,8 +202,8 @@ def _chord(metadata: MetaData, names: Mapping[str, str], schema: str | None) -> 
         Column("size", Integer),  # not known before the last part is sent
         Column("added", Integer, nullable=False),
         Column("returned", Integer, nullable=False),
-        Column("fired", DateTime),
-        Column("date_done", DateTime, index=True),
+        Column("fired", _time()),
+        Column("date_done", _time(), index=True),
         schema=schema,
     )
 
@@ -167,7 +217,7 @@ def _part(metadata: MetaData, names: Mapping[str, str], schema: str | None) -> T
         Column("task_id", String(155), primary_key=True),
         Column("status", String(50)),
         Column("result", _binary()),
-        Column("date_done", DateTime, index=True),
+        Column("date_done", _time(), index=True),
         schema=schema,
     )
 
@@ -188,3 +238,8 @@ def _binary() -> Any:
 
 def _text() -> Any:
     return Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
+
+
+def _time() -> Any:
+    # DATETIME holds whole seconds on MySQL and MariaDB
+    return DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")

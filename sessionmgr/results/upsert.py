@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
@@ -20,20 +19,18 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
-from .sent import SentRows, SentStatement
+from .sent import SentRows, SentStatement, portions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from sqlalchemy import ColumnElement, Connection, Table
 
-__all__ = ("CHANNEL", "IGNORED", "MANY", "MYSQL", "Upsert", "make_upsert")
+__all__ = ("CHANNEL", "IGNORED", "MYSQL", "Upsert", "make_upsert")
 
 CHANNEL = "sessionmgr_results"
 """The PostgreSQL channel on which the ids of tasks that ended are told."""
 
-MANY = 1000
-"""Rows in one statement, of those that write many."""
 
 MYSQL = frozenset(("mysql", "mariadb"))
 """The names of the dialects of MySQL and MariaDB."""
@@ -42,6 +39,10 @@ MYSQL = frozenset(("mysql", "mariadb"))
 #: no AUTO_INCREMENT of this table has. Its row count cannot tell: with the FOUND_ROWS flag,
 #: which SQLAlchemy sets, a row that was left alone counts as one that was inserted.
 IGNORED = 2**62
+
+#: Bytes and characters that are sent at once, unless one row has more: PostgreSQL takes a gigabyte,
+#: and the rows are in memory once more meanwhile.
+_LARGE = 2**24
 
 
 class Upsert:
@@ -100,10 +101,11 @@ class _OnConflict(Upsert):
         )
 
     def write(self, connection: Connection, values: Mapping[str, Any]) -> bool:
-        return self._one.execute(connection, values).rowcount > 0
+        written: bool = self._one.execute(connection, values) > 0
+        return written
 
     def write_many(self, connection: Connection, rows: Iterable[Mapping[str, Any]]) -> None:
-        for batch in _batches(rows):
+        for batch in portions(rows, _LARGE):
             connection.execute(self.statement, batch)
 
 
@@ -126,19 +128,13 @@ class _PostgreSQL(_OnConflict):
         self._many: Any = self._resolving(
             postgresql.insert(self.table).from_select(self._names, select(*rows.c))
         )
-        self._notifies = notify
         if notify:
             told = func.pg_notify(CHANNEL, self.table.c[self.key])
             self._one = SentStatement(self.statement.returning(told), self.table)
             self._many = self._many.returning(told)
 
-    def write(self, connection: Connection, values: Mapping[str, Any]) -> bool:
-        if not self._notifies:
-            return super().write(connection, values)
-        return self._one.execute(connection, values).first() is not None
-
     def write_many(self, connection: Connection, rows: Iterable[Mapping[str, Any]]) -> None:
-        for batch in _batches(rows):
+        for batch in portions(rows, _LARGE):
             arrays = {name: [values[name] for values in batch] for name in self._names}
             connection.execute(self._many, arrays)
 
@@ -152,20 +148,22 @@ class _OnDuplicateKey(Upsert):
         changes = [(name, self._new(name, statement.inserted)) for name in self.columns]
         if self.final is not None:
             # Text, not parameters: where there are many rows those are in VALUES only.
-            there = self.table.c.status == literal_column(f"'{self.final}'")
+            # Most collations of columns take states for equal that differ in case.
+            final: Any = literal_column(f"_utf8mb4'{self.final}' COLLATE utf8mb4_bin")
+            there = self.table.c.status == final
             changes = [(name, func.if_(there, self.table.c[name], new)) for name, new in changes]
             number = self.table.c.id
             ignored = number + literal_column(f"0 * last_insert_id({IGNORED})")
             changes.insert(0, ("id", func.if_(there, ignored, number)))
         self.statement = statement.on_duplicate_key_update(changes)
-        self._sent = SentRows(self.statement, self.table)
+        self._sent = SentRows(self.statement, self.table, self.key)
 
     def write(self, connection: Connection, values: Mapping[str, Any]) -> bool:
-        return self._sent.execute(connection, values).lastrowid != IGNORED
+        written: bool = self._sent.execute(connection, values) != IGNORED
+        return written
 
     def write_many(self, connection: Connection, rows: Iterable[Mapping[str, Any]]) -> None:
-        for batch in _batches(rows):
-            self._sent.execute_many(connection, batch)
+        self._sent.execute_many(connection, list(rows))
 
 
 class _UpdateThenInsert(Upsert):
@@ -203,12 +201,6 @@ class _UpdateThenInsert(Upsert):
         if self.final is not None:
             statement = statement.where(self.table.c.status.is_distinct_from(self.final))
         return connection.execute(statement.values(changes)).rowcount > 0
-
-
-def _batches(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
-    remaining = iter(rows)
-    while batch := list(islice(remaining, MANY)):
-        yield batch
 
 
 def make_upsert(dialect: str, *args: Any, notify: bool = False, **options: Any) -> Upsert:

@@ -21,9 +21,9 @@ from .notify import listener_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
 
+    from .access import ResultAccess
     from .notify import Ear, Listener
     from .records import TaskResult
-    from .store import ResultStore
 
 __all__ = ("Pace", "Waiting")
 
@@ -40,9 +40,9 @@ NAMED = 3
 class Pace:
     """How long to pause between two looks at the table.
 
-    An eighth of the time waited so far, from 5 ms on. So a task is seen late by an eighth of
-    its own duration at most (50 ms: by about 57 ms), and the number of looks grows with the
-    logarithm of the time.
+    A tenth of the time waited so far, from 5 ms on. So a task is seen late by a tenth of
+    its own duration at most, or by 5 ms, and the number of looks grows with the logarithm of the
+    time. A look is part of the pause after it, but the half of a pause at least is a rest.
 
     When results come the time begins anew, for each of many tasks is to be seen soon. But now a
     pause is at least eight times as long as the look took: tasks that end one by one for an
@@ -57,7 +57,8 @@ class Pace:
 
     SHORTEST = 0.005
     SHORTEST_TOLD = 0.05
-    SHARE = 8
+    SHARE = 10
+    REST = 8
 
     def __init__(self, longest: float) -> None:
         self._longest = longest
@@ -67,7 +68,7 @@ class Pace:
     def begin_anew(self, took: float) -> None:
         """Take note of results, which a look of so many seconds has found."""
         self._since = monotonic()
-        self._shortest = max(self.SHORTEST, self.SHARE * took)
+        self._shortest = max(self.SHORTEST, self.REST * took)
 
     def pause(self, *, told: bool) -> float:
         """Give the seconds until the next look.
@@ -82,7 +83,7 @@ class Pace:
 class Waiting:
     """One wait for tasks of a store.
 
-    :param store: the store.
+    :param access: the store's.
     :param task_ids: the tasks.
     :param timeout: seconds until giving up; ``None`` for never.
     :param max_interval: seconds, the longest pause between two looks at the table.
@@ -92,7 +93,7 @@ class Waiting:
 
     def __init__(
         self,
-        store: ResultStore,
+        access: ResultAccess,
         task_ids: Iterable[str],
         timeout: float | None,
         max_interval: float,
@@ -102,7 +103,7 @@ class Waiting:
         if timeout is not None:
             _check_seconds("timeout", timeout)
         _check_seconds("max_interval", max_interval, above=0.0)
-        self._store = store
+        self._access = access
         self._open = dict.fromkeys(ids)  # a set that keeps the order, for error texts
         self._count = len(self._open)
         self._start = monotonic()
@@ -142,7 +143,7 @@ class Waiting:
         """Look which tasks have ended, in one statement."""
         start = monotonic()
         try:
-            found = self._store._select(ids, lambda statements: statements.get_ready)
+            found = self._access.select(list(ids), lambda statements: statements.get_ready)
         except (DBAPIError, PoolTimeoutError) as error:
             if not (isinstance(error, PoolTimeoutError) or is_transient(error)):
                 raise
@@ -152,16 +153,17 @@ class Waiting:
             self._failure = None
         took = monotonic() - start
         told = self._listener is not None and self._listener.listens
-        # Not in the order of the table: MySQL finds ids that differ in case.
-        results = [result for result in found.values() if result.task_id in self._open]
+        # MySQL finds ids and states that differ in case.
+        results = [each for each in found.values() if each.task_id in self._open and each.ready]
         for result in results:
             del self._open[result.task_id]
         if results and told:
-            self._earliest = monotonic() + Pace.SHARE * took
+            self._earliest = monotonic() + Pace.REST * took
         elif results:
             self._pace.begin_anew(took)
         if ids is self._open or self._failure is not None:
-            self._next = monotonic() + self._pace.pause(told=told)
+            pause = self._pace.pause(told=told)
+            self._next = monotonic() + max(pause - took, pause / 2)
         return sorted(results, key=_end)
 
     def _has_waited_for_the_pool(self) -> bool:
@@ -182,7 +184,7 @@ class Waiting:
             log.warning(
                 "database %s: cannot look for the results of %d tasks; going on for %.0f s. The"
                 " error: %s",
-                self._store.describe(),
+                self._access.describe(),
                 len(self._open),
                 PATIENCE,
                 getattr(error, "orig", error),
@@ -210,7 +212,7 @@ class Waiting:
 
     def _listen(self) -> Ear | None:
         """Join those who are told; in a forked child, those there."""
-        listener = listener_of(self._store)
+        listener = listener_of(self._access)
         if listener is not self._listener:
             self._leave()
             if listener is not None:
@@ -227,7 +229,7 @@ class Waiting:
         names = ", ".join(repr(task_id) for task_id in list(self._open)[:NAMED])
         more = ", ..." if len(self._open) > NAMED else ""
         return ResultTimeoutError(
-            f"database {self._store.describe()}: {len(self._open):,} of {self._count:,} tasks have"
+            f"database {self._access.describe()}: {len(self._open):,} of {self._count:,} tasks have"
             f" not ended after {monotonic() - self._start:.3g} s: {names}{more}"
         )
 
