@@ -144,6 +144,10 @@ def add_chord_tasks(app: Celery, counters: Counters) -> None:
     def collect(values: list[Any]) -> list[Any]:
         return values
 
+    @task(name="states")
+    def states(_: Any, ids: list[str]) -> list[str]:
+        return [app.AsyncResult(each).state for each in ids]
+
     @task(name="errback")
     def errback(request: Any, error: BaseException, traceback: Any, name: str) -> None:
         counters.add(f"{name}-{type(error).__name__}")

@@ -1,17 +1,21 @@
-"""Fixtures: the Celery workers that tests share, each started when it is first asked for."""
+"""Fixtures: Celery workers that tests share, started when first asked for, and clients."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.celery_workers import Service, serving
+from tests.celery_backend_app import make_app
+from tests.celery_workers import Service, close_app, serving
 from tests.servers import Database
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from celery import Celery
+    from sqlalchemy import URL
 
     from tests.servers import Servers
     from tests.servers.redis import Redis
@@ -62,3 +66,33 @@ def make_service(servers: Servers, redis_server: Redis) -> Iterator[Callable[...
 def service(request: pytest.FixtureRequest, make_service: Callable[..., Service]) -> Service:
     """Return each of the workers that all tests share."""
     return make_service(*request.param)
+
+
+@pytest.fixture
+def make_client() -> Iterator[Callable[..., Celery]]:
+    """Return a function that makes an application without a broker, for a result backend."""
+    apps: list[Celery] = []
+
+    def make(url: str, **settings: Any) -> Celery:
+        app = make_app({"broker_url": "memory://", "result_backend": url, **settings}, "client-")
+        apps.append(app)
+        return app
+
+    yield make
+    for app in apps:
+        close_app(app)
+
+
+@pytest.fixture
+def make_reader(url: URL, make_client: Callable[..., Celery]) -> Callable[..., Celery]:
+    """Return a function that makes an application with a serializer, on the module's database."""
+
+    def make(serializer: str, **settings: Any) -> Celery:
+        return make_client(
+            f"sessionmgr+{url.render_as_string(hide_password=False)}",
+            result_serializer=serializer,
+            result_accept_content=[serializer],
+            **settings,
+        )
+
+    return make

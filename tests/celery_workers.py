@@ -158,7 +158,7 @@ class CeleryWorker:
 
 def _runs_tasks(child: psutil.Process) -> bool:
     try:
-        return "tracker" not in " ".join(child.cmdline())
+        return "tracker import" not in " ".join(child.cmdline())
     except psutil.Error:  # gone, or a zombie
         return False
 

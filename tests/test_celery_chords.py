@@ -10,9 +10,11 @@ from celery import chain, chord, group, uuid
 from celery.app.task import Context
 from celery.exceptions import ChordError, SoftTimeLimitExceeded
 from celery.signals import after_task_publish
+from kombu.exceptions import EncodeError
 from sqlalchemy import event
 from sqlalchemy.exc import TimeoutError  # noqa: A004 - of a pool; there is no other here
 
+from sessionmgr import ResultTooLongError
 from tests.celery_backend_app import PUBLISHING_DIES, make_app
 from tests.celery_workers import Service, serving
 from tests.concurrency import in_threads
@@ -282,18 +284,63 @@ def test_no_polling_task_is_run(counting: Service) -> None:
 
 
 def test_part_costs_the_same_in_a_large_chord(counting: Service) -> None:
-    """Counting a part takes as many statements in a chord of 300 as in one of 20."""
+    """Storing and counting a part takes as many statements in a chord of 1,000 as in one of 20."""
     backend, (_, total) = counting.app.backend, signatures(counting.app)
     numbers = set()
-    for size in (20, 300):
+    for size in (20, 1000):
         group_id = uuid()
         backend.apply_chord((group_id, []), total())
         backend.set_chord_size(group_id, size)
         for position in range(size - 1):
+            part = Context(id=uuid(), group=group_id, group_index=position, chord=dict(total()))
             with counted_statements(backend.store) as statements:
-                backend.store.chords.part_returned(group_id, uuid(), position, "SUCCESS", b"1")
+                backend.mark_as_done(part.id, 1, part)
             numbers.add(len(statements))
     assert len(numbers) == 1
+
+
+def test_callback_finds_the_results_of_all_parts(counting: Service) -> None:
+    """When it runs, no part is on its way to the database any more."""
+    add, _ = signatures(counting.app)
+    chords = []
+    for _ in range(50):
+        ids = [uuid(), uuid()]
+        header = [add(1).set(task_id=each) for each in ids]
+        callback = counting.app.signature("states", kwargs={"ids": ids})
+        chords.append(chord(header, app=counting.app)(callback))
+    found = [each.get(timeout=60.0) for each in chords]
+    assert found == [["SUCCESS", "SUCCESS"]] * len(chords)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_part_that_cannot_be_stored_is_no_success(
+    last: bool, make_database: Callable[..., Database]
+) -> None:
+    """The chord goes on with its failure: nobody is told a result that is not kept."""
+    database = make_database("pymysql")
+    make_celery_tables(database.url, "5.2")  # results of 64 KiB at most, and no chords
+    url = f"sessionmgr+{database.url.render_as_string(hide_password=False)}"
+    settings = {"broker_url": "memory://", "result_backend": url}
+    app = make_app({**settings, "database_create_tables_at_setup": False}, "test")
+    _, total = signatures(app)
+    body, group_id = total(), uuid()
+    body.freeze()
+    with closing(app.backend.store):
+        app.backend.apply_chord((group_id, []), body)
+        app.backend.set_chord_size(group_id, 1 if last else 2)
+        part, other = (
+            Context(id=uuid(), group=group_id, group_index=index, chord=dict(body))
+            for index in range(2)
+        )
+        with published() as names:
+            with pytest.raises(ResultTooLongError):
+                app.backend.mark_as_done(part.id, "x" * 100_000, part)
+            app.backend.mark_as_failure(part.id, ValueError("too long"), request=part)
+            if not last:
+                app.backend.mark_as_done(other.id, 1, other)
+        assert names == []
+        assert app.AsyncResult(part.id).state == "FAILURE"
+        assert isinstance(app.AsyncResult(body.id).result, ChordError)
 
 
 @contextmanager
@@ -311,14 +358,21 @@ def published() -> Iterator[list[str]]:
         after_task_publish.disconnect(note)
 
 
-@pytest.mark.parametrize("error", [SoftTimeLimitExceeded, TimeoutError])
+def wrapped_time_limit() -> Exception:
+    """Return what a serializer makes of a soft time limit that interrupts it."""
+    error = EncodeError("SoftTimeLimitExceeded()")
+    error.__cause__ = SoftTimeLimitExceeded()
+    return error
+
+
+@pytest.mark.parametrize("error", [SoftTimeLimitExceeded, TimeoutError, wrapped_time_limit])
 @pytest.mark.parametrize(
     ("statement", "sent"),
     [("UPDATE sessionmgr_chord", 0), ("DELETE FROM sessionmgr_chord_part", 1)],
     ids=["before", "after"],
 )
 def test_interrupted_publishing(
-    statement: str, sent: int, error: type[Exception], tmp_path: Path
+    statement: str, sent: int, error: Callable[[], Exception], tmp_path: Path
 ) -> None:
     """A part that is interrupted before or after it publishes fails no callback, nor repeats it."""
     backend = f"sessionmgr+sqlite:///{tmp_path / 'results.db'}"
@@ -326,6 +380,7 @@ def test_interrupted_publishing(
     store, body = app.backend.store, app.signature("total")
     body.freeze()
     errors = [error()]
+    expected = type(errors[0])
 
     def interrupt(_connection: object, clause: object, *_: object) -> None:
         if str(clause).startswith(statement) and errors:
@@ -336,7 +391,7 @@ def test_interrupted_publishing(
     event.listen(store.manager.get_engine(store.dburi), "before_execute", interrupt)
     part = Context(id=uuid(), group=group_id, group_index=0, chord=dict(body))
     with published() as names, closing(store):
-        with pytest.raises(error):
+        with pytest.raises(expected):
             app.backend.on_chord_part_return(part, "SUCCESS", 5)
         assert (names, app.AsyncResult(body.id).state) == (["total"] * sent, "PENDING")
         for _ in range(2):

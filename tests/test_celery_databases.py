@@ -14,8 +14,7 @@ from sqlalchemy import NullPool, make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from sessionmgr.ext.celery import DatabaseBackend, restarts
-from tests.celery_backend_app import make_app
-from tests.celery_workers import close_app, serving
+from tests.celery_workers import serving
 from tests.concurrency import in_threads
 from tests.counting import connection_counter, database_to_count
 from tests.helpers import wait_until
@@ -66,21 +65,6 @@ class CountingBackend(DatabaseBackend):
 def text_of(url: URL) -> str:
     """Return a URL with its password."""
     return url.render_as_string(hide_password=False)
-
-
-@pytest.fixture
-def make_client() -> Iterator[Callable[..., Celery]]:
-    """Return a function that makes an application without a broker, for a result backend."""
-    apps: list[Celery] = []
-
-    def make(url: str, **settings: Any) -> Celery:
-        app = make_app({"broker_url": "memory://", "result_backend": url, **settings}, "client-")
-        apps.append(app)
-        return app
-
-    yield make
-    for app in apps:
-        close_app(app)
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
@@ -325,6 +309,24 @@ def test_full_server_costs_no_connection(
     assert database.connections() == there
 
 
+@DRIVER
+def test_cleanup_closes_its_connection(
+    driver: str,
+    make_database: Callable[..., Database],
+    make_client: Callable[..., Celery],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The connection that holds the lock of a cleanup is no session's, and ends with it."""
+    database = make_database(driver)
+    backend = make_client(f"sessionmgr+{text_of(database.url)}").backend
+    backend.ResultSession().close()
+    idle = len(database.connections())
+    for _ in range(3):
+        backend.cleanup()
+    wait_until(lambda: len(database.connections()) <= idle)
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("driver", [*DRIVERS, "sqlite"])
 def test_abandoned_session_is_rolled_back(
     driver: str,
@@ -353,6 +355,29 @@ def test_abandoned_session_is_rolled_back(
     assert "Exception during reset" not in caplog.text
 
 
+@pytest.mark.parametrize("driver", ["pymysql", "mysqlclient"])
+def test_a_result_is_one_question_to_mariadb(
+    driver: str, make_database: Callable[..., Database], make_client: Callable[..., Celery]
+) -> None:
+    """Also after a session was open on the connection: no ROLLBACK goes with each result."""
+    backend = make_client(f"sessionmgr+{text_of(make_database(driver).url)}").backend
+    with backend.ResultSession() as session:
+        session.add(backend.task_cls("by a session"))
+        session.commit()
+
+    def questions() -> int:
+        engine = backend.session_manager.get_engine(backend.store.dburi)
+        with engine.connect() as connection:
+            status = connection.exec_driver_sql("SHOW SESSION STATUS LIKE 'Questions'")
+            return int(status.one()[1])
+
+    before = questions()
+    around = questions() - before
+    for number in range(5):
+        backend.store_result(f"{number}", number, "SUCCESS")
+    assert questions() - before - 2 * around == 5
+
+
 @DRIVER
 def test_wrong_password(
     driver: str, make_database: Callable[..., Database], make_client: Callable[..., Celery]
@@ -364,6 +389,26 @@ def test_wrong_password(
         app.backend.store_result(uuid(), 1, "SUCCESS")
     assert "sessionmgr_app" in str(raised.value)
     assert SECRET not in str(raised.value)
+
+
+def test_urls_that_differ_in_the_password(
+    make_database: Callable[..., Database], make_client: Callable[..., Celery]
+) -> None:
+    """URL objects have the store of their own password, and that of the same URL as text."""
+    url = make_database("psycopg").url
+    app = make_client("cache+memory://", database_create_tables_at_setup=False)
+    right, wrong, same = (
+        DatabaseBackend(dburi=each, app=app)
+        for each in (url, url.set(password=SECRET), text_of(url))
+    )
+    right.store_result("1", 1, "SUCCESS")
+    with pytest.raises(DBAPIError, match="sessionmgr_app"):
+        wrong.store_result("2", 2, "SUCCESS")
+    assert right.store is same.store
+    assert right.as_uri(include_password=True) == text_of(url)
+    assert SECRET not in wrong.as_uri()
+    for backend in (right, wrong):
+        backend.store.close()
 
 
 def test_no_secret_is_shown(redis_server: Redis, make_database: Callable[..., Database]) -> None:

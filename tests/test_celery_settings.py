@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import Celery
-from celery.app.defaults import NAMESPACES
 from celery.app.task import Context
 from celery.exceptions import BackendStoreError, ImproperlyConfigured
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from sqlalchemy import event, inspect, select
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import defer
+from sqlalchemy.pool import QueuePool
 
 from sessionmgr.errors import ResultArgumentError
+from tests.counting import ping_counter
 from tests.results_helpers import columns_of, make_celery_tables, plain_engine
 
 if TYPE_CHECKING:
@@ -30,17 +31,6 @@ if TYPE_CHECKING:
 
     from sessionmgr.ext.celery import DatabaseBackend
     from tests.servers import Database
-
-TESTED = {
-    "database_url",
-    "database_engine_options",
-    "database_engine_callback",
-    "database_short_lived_sessions",
-    "database_table_schemas",
-    "database_table_names",
-    "database_create_tables_at_setup",
-}
-"""The settings of Celery's database backend that have a test here."""
 
 engines: list[Engine] = []
 """What :func:`note_engine` was given in this process."""
@@ -88,11 +78,6 @@ def raw_result(backend: DatabaseBackend, task_id: str) -> bytes:
     return found.result
 
 
-def test_every_setting_is_tested() -> None:
-    """Celery's database backend has no setting of which nothing is known here."""
-    assert {f"database_{name}" for name in NAMESPACES["database"]} <= TESTED
-
-
 @pytest.mark.parametrize(
     "spelling",
     [
@@ -123,18 +108,46 @@ def test_without_a_database(make_backend: Callable[..., DatabaseBackend]) -> Non
 def test_engine_options(make_backend: Callable[..., DatabaseBackend]) -> None:
     """``database_engine_options`` reach the engine, and add to the defaults of the pool."""
     backend = make_backend(database_engine_options={"pool_size": 3, "echo_pool": True})
-    engine = backend.session_manager.get_engine(backend.url)
-    assert engine.pool.size() == 3  # type: ignore[attr-defined]
-    assert engine.pool.echo is True
+    pool = backend.session_manager.get_engine(backend.url).pool
+    assert isinstance(pool, QueuePool)
+    assert (pool.size(), pool.echo) == (3, True)
+    assert pool._recycle == 3600
+    assert pool._pool.use_lifo is True  # type: ignore[attr-defined]
 
 
-def test_engine_options_that_switch_the_defaults_off(
+@pytest.mark.parametrize(
+    ("options", "recycle", "tests"),
+    [
+        ({"pool_size": 3}, 3600, 1),
+        ({"pool_pre_ping": False, "pool_recycle": None}, -1, 0),
+        ({"pool_pre_ping": True, "pool_recycle": 60}, 60, 1),
+    ],
+    ids=["others", "switched-off", "set"],
+)
+def test_engine_options_for_idle_connections(
+    options: dict[str, Any],
+    recycle: int,
+    tests: int,
     make_backend: Callable[..., DatabaseBackend],
+    make_database: Callable[..., Database],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What Celery's manual gives to disable the defaults, disables them."""
-    backend = make_backend(database_engine_options={"pool_pre_ping": False, "pool_recycle": None})
-    backend.mark_as_done("1", 42)
-    assert backend.get_result("1") == 42
+    """What Celery's manual gives to disable the defaults, disables them; all else leaves them.
+
+    The test of a connection that was idle is seen on the server.
+    """
+    now = [1000.0]
+    monkeypatch.setattr("sessionmgr.monitor.monotonic", lambda: now[0])
+    database = make_database("psycopg")
+    url = database.url.render_as_string(hide_password=False)
+    with ping_counter(database) as pings:
+        backend = make_backend(result_backend=f"sessionmgr+{url}", database_engine_options=options)
+        backend.mark_as_done("1", 42)
+        before = pings()
+        now[0] += 2.0
+        assert backend.get_result("1") == 42
+        assert pings() - before == tests
+    assert backend.session_manager.get_engine(backend.url).pool._recycle == recycle
 
 
 @pytest.mark.parametrize("short_lived", [True, False], ids=["short-lived", "kept"])
@@ -340,16 +353,22 @@ def test_retries(
 # -- beyond settings
 
 
-def test_no_interval_is_the_shortest(make_backend: Callable[..., DatabaseBackend]) -> None:
-    """``get(interval=0)``, which Celery's backend takes for no pause, waits as well."""
+@pytest.mark.parametrize("interval", [0, 0.0, None])
+def test_waits_with_any_interval(
+    make_backend: Callable[..., DatabaseBackend], interval: float | None
+) -> None:
+    """``get(interval=0)``, which Celery's backend takes for no pause, is the shortest there is."""
     backend = make_backend()
     backend.mark_as_done("1", 42)
-    result = backend.app.AsyncResult("1")
-    assert result.get(interval=0) == 42
+    assert backend.app.AsyncResult("1").get(interval=interval) == 42
     with pytest.raises(CeleryTimeoutError):
-        backend.app.AsyncResult("2").get(interval=0, timeout=0.05)
+        backend.app.AsyncResult("2").get(interval=interval, timeout=0.05)
+
+
+def test_interval_below_zero(make_backend: Callable[..., DatabaseBackend]) -> None:
+    """It is no pause of any kind."""
     with pytest.raises(ResultArgumentError, match="max_interval"):
-        backend.app.AsyncResult("2").get(interval=-1)
+        make_backend().app.AsyncResult("1").get(interval=-1)
 
 
 def test_rows_by_the_mapped_classes(make_backend: Callable[..., DatabaseBackend]) -> None:
@@ -393,14 +412,6 @@ def test_old_pickles_are_told_of(
     backend.store.store("1", "SUCCESS", pickle.dumps({"answer": 42}))
     assert backend.get_result("1") == {"answer": 42}
     assert "pickle" in caplog.text
-
-
-def test_waits_with_any_interval(make_backend: Callable[..., DatabaseBackend]) -> None:
-    """An ``interval`` of 0 is as short a pause as can be, and no error."""
-    backend = make_backend()
-    for interval in (0, 0.0, None):
-        with pytest.raises(CeleryTimeoutError):
-            backend.app.AsyncResult("1").get(timeout=0.02, interval=interval)
 
 
 def test_cache_keeps_what_no_other_run_replaces(

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-import pickle
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from celery import states
-from celery.backends.base import BaseBackend
+from celery.backends.base import BaseBackend, decompress_payload
 from celery.exceptions import ImproperlyConfigured
 from celery.exceptions import TimeoutError as CeleryTimeoutError
-from celery.result import result_from_tuple
+from celery.result import ResultBase, result_from_tuple
 from celery.utils.imports import symbol_by_name
 from celery.utils.time import maybe_timedelta
 from kombu.utils.encoding import ensure_bytes
@@ -31,14 +30,16 @@ from sessionmgr.transient import is_hopeless, is_lost
 from sessionmgr.urls import masked, parse_url
 
 from .chords import ChordCounting
+from .pickles import dumps, loads
 from .restarts import RestartWaiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from celery import Celery
+    from sqlalchemy import Connection
     from sqlalchemy.orm import Session
-    from sqlalchemy.pool import PoolResetState
+    from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
 
 
 __all__ = ("DatabaseBackend",)
@@ -61,6 +62,9 @@ PICKLE_MARK = b"\x80"
 #: it closes each after use, and a gevent worker opens one for every few tasks.
 POOL = {"pool_size": 15, "max_overflow": 0}
 
+#: The key in the info of a connection on which a session has begun a transaction.
+_SESSION = "sessionmgr_result_session"
+
 _lock = forking.ProcessLock()
 # app -> what its backends are configured with -> the store; guarded by _lock
 _stores: WeakKeyDictionary[Celery, dict[str, ResultStore]] = WeakKeyDictionary()
@@ -68,7 +72,9 @@ _stores: WeakKeyDictionary[Celery, dict[str, ResultStore]] = WeakKeyDictionary()
 
 def _store_of(app: Celery, url: Any, **options: Any) -> ResultStore:
     """Give the one store of an app for a database, whichever thread's backend asks."""
-    key = repr((str(url), sorted(options.items(), key=lambda item: item[0])))
+    # not str(): that of a URL object masks the password
+    rendered = parse_url(url).render_as_string(hide_password=False)
+    key = repr((rendered, sorted(options.items(), key=lambda item: item[0])))
     with _lock():
         stores = _stores.setdefault(app, {})
         if key not in stores:
@@ -151,24 +157,18 @@ class DatabaseBackend(ChordCounting, RestartWaiting, BaseBackend):  # type: igno
         if task_id is None:  # a task that was called as a function; nobody can ask for this
             return
         state = state or states.PENDING  # update_state(meta=...) alone; the column's default
-        payload = self._encoded(result)
-        meta = self._get_result_meta(
-            payload, state, traceback, request, format_date=False, encode=True
-        )
-        children = meta["children"]
+        children = self.current_task_children(request)
         self.store.store(
             task_id,
             state,
-            payload,
+            self._encoded(result),
             traceback=traceback,
             children=self._encoded(children) if children else None,
-            date_done=meta["date_done"],
-            **self._extended(meta),
+            **(self._extended(state, request) if self.store.extended else {}),
         )
 
-    def _extended(self, meta: dict[str, Any]) -> dict[str, Any]:
-        if not self.store.extended:
-            return {}
+    def _extended(self, state: str, request: Any) -> dict[str, Any]:
+        meta = self._get_result_meta(None, state, None, request, format_date=False, encode=True)
         extended = {name: meta.get(name) for name in EXTENDED}
         headers = meta.get("stamped_headers")
         if headers:
@@ -218,6 +218,17 @@ class DatabaseBackend(ChordCounting, RestartWaiting, BaseBackend):  # type: igno
         encoded: bytes = ensure_bytes(self.encode(value))  # type: ignore[no-untyped-call]  # kombu
         return encoded
 
+    def _encode(self, data: Any) -> Any:
+        if self.serializer != "pickle":
+            return super()._encode(data)
+        return self.content_type, self.content_encoding, dumps(data)
+
+    def decode(self, payload: Any) -> Any:
+        """Decode what the serializer has encoded."""
+        if payload and self.serializer == "pickle" and self.content_type in (self.accept or ()):
+            return loads(decompress_payload(payload), self)
+        return super().decode(payload)
+
     def _decode_stored(self, payload: bytes | None) -> Any:
         """Decode what Celery stored; before 5.7 it pickled, whatever the serializer.
 
@@ -230,7 +241,7 @@ class DatabaseBackend(ChordCounting, RestartWaiting, BaseBackend):  # type: igno
             if payload is None or payload[:1] != PICKLE_MARK:
                 raise
             log.warning("reading a pickle, as Celery before 5.7 stored it: %s", error)
-            return pickle.loads(payload)  # noqa: S301 - a row of Celery's own, as it reads them
+            return loads(payload, self)
 
     def task_result_exists(self, task_id: str) -> bool:
         """Tell whether anything is known of a task."""
@@ -319,7 +330,9 @@ class DatabaseBackend(ChordCounting, RestartWaiting, BaseBackend):  # type: igno
     # -- groups
 
     def _save_group(self, group_id: str, result: Any) -> Any:
-        self.store.save_group(group_id, self._encoded(self.prepare_value(result)))
+        # with every serializer: Celery's backend then makes it one of its app, too
+        value = result.as_tuple() if isinstance(result, ResultBase) else result
+        self.store.save_group(group_id, self._encoded(value))
         return result
 
     def _restore_group(self, group_id: str) -> dict[str, Any] | None:
@@ -394,24 +407,35 @@ class DatabaseBackend(ChordCounting, RestartWaiting, BaseBackend):  # type: igno
             event.listen(engine, "reset", _roll_back_abandoned)
         level = "SERIALIZABLE" if engine.dialect.name == "sqlite" else "READ COMMITTED"
         session: Session = maker(bind=engine.execution_options(isolation_level=level))
+        event.listen(session, "after_begin", _mark)
         return session
 
     def as_uri(self, include_password: bool = False) -> str:
         """Give the URL, with its password or, by default, without any secret."""
-        return str(self.url) if include_password else masked(parse_url(self.url))
+        url = parse_url(self.url)
+        return url.render_as_string(hide_password=False) if include_password else masked(url)
 
     def __reduce__(self, args: Any = (), kwargs: Any = None) -> Any:
         ours = {"dburi": self.url, "expires": self.expires, "engine_options": self.engine_options}
         return super().__reduce__(args, {**(kwargs or {}), **ours})
 
 
-def _roll_back_abandoned(dbapi_connection: Any, _: object, state: PoolResetState) -> None:
+def _mark(_: object, __: object, connection: Connection) -> None:
+    """Note that a session has a transaction on a connection."""
+    connection.info[_SESSION] = True
+
+
+def _roll_back_abandoned(
+    dbapi_connection: Any, record: ConnectionPoolEntry | None, state: PoolResetState
+) -> None:
     """Roll back the transaction of a session that was let go in its midst.
 
     The pool of a store does not, for its connections are in autocommit; when they are put back
-    into that, what such a session wrote would be committed.
+    into that, what such a session wrote would be committed. A connection without a record has
+    left the pool: it is closed next.
     """
-    if not (state.transaction_was_reset or state.terminate_only):
+    marked = record is not None and record.info.pop(_SESSION, False)
+    if marked and not (state.transaction_was_reset or state.terminate_only):
         dbapi_connection.rollback()
 
 

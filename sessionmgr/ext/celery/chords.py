@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery import states
 from celery.backends.base import Backend
 from celery.canvas import maybe_signature
-from celery.exceptions import ChordError, SoftTimeLimitExceeded
+from celery.exceptions import BackendStoreError, ChordError, SoftTimeLimitExceeded
 from celery.result import GroupResult
 from sqlalchemy.exc import SQLAlchemyError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sessionmgr.results import ResultStore
     from sessionmgr.results.chords import ChordPart
 
@@ -37,14 +40,16 @@ class ChordCounting(Backend):  # type: ignore[misc]  # Celery has no type hints
         store_result: bool = True,
         state: str = states.SUCCESS,
     ) -> None:
-        """Count the part of a chord, then store the result.
+        """Store the result; that of a chord's part in the transaction in which it is counted.
 
-        In this order: a process may be killed in between, and a task whose SUCCESS is stored
-        Celery does not deliver again.
+        So whoever asks for the results of the parts when the callback runs finds them. The last
+        one is stored with the sending of the callback: a task whose SUCCESS is stored Celery does
+        not deliver again, and a process may be killed before it has sent it.
         """
-        if request and request.chord:
-            self.on_chord_part_return(request, state, result)
-        if store_result and not (request and request.ignore_result):
+        stores = store_result and not (request and request.ignore_result)
+        if request and request.chord and self._is_counted(request):
+            self._count(request, state, result, stores=stores)
+        elif stores:
             self.store_result(task_id, result, state, request=request)
 
     def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> None:
@@ -78,21 +83,43 @@ class ChordCounting(Backend):  # type: ignore[misc]  # Celery has no type hints
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
         """Count a part that has returned; the last one sends the callback."""
-        group_id, task_id = request.group, request.id
-        if not group_id or not task_id or not self._counts_chords():
-            return
-        payload = self._encoded(self.encode_result(result, state))
+        if self._is_counted(request):
+            self._count(request, state, result, stores=False)
+
+    def _count(self, request: Any, state: str, result: Any, *, stores: bool) -> None:
+        encoded = self.encode_result(result, state)
+        store = partial(self._store_result, request.id, encoded, state, request=request)
+        stored = store if stores else None
         complete = self._ensure_retryable(
-            self.store.chords.part_returned, group_id, task_id, request.group_index, state, payload
+            self.store.chords.part_returned,
+            request.group,
+            request.id,
+            request.group_index,
+            state,
+            self._encoded(encoded),
+            stored,
+            fallback_exc=partial(BackendStoreError, task_id=request.id, state=state),
+            fallback_msg="failed to count a chord's part, and to store its result",
         )
         if complete:
-            self._go_on(group_id, maybe_signature(request.chord, app=self.app))
+            callback = maybe_signature(request.chord, app=self.app)
+            if not self._go_on(request.group, callback, stored) and stores:
+                self._ensure_retryable(store)
+
+    def _is_counted(self, request: Any) -> bool:
+        return bool(request.group and request.id) and self._counts_chords()
 
     def _counts_chords(self) -> bool:
         return bool(self._ensure_retryable(self.store.chords.supported))
 
-    def _go_on(self, group_id: str, callback: Any) -> None:
-        """Send the callback of a chord whose parts have all returned, unless that was done."""
+    def _go_on(
+        self, group_id: str, callback: Any, store: Callable[[], object] | None = None
+    ) -> bool:
+        """Send the callback of a chord whose parts have all returned, unless that was done.
+
+        :param store: stores the result of the last part.
+        :return: whether this call did, and stored that result.
+        """
         sent = False
         try:
             header = GroupResult.restore(group_id, backend=self, app=self.app)
@@ -106,19 +133,18 @@ class ChordCounting(Backend):  # type: ignore[misc]  # Celery has no type hints
                 callback.delay(values)
                 sent = True
 
-            self.store.chords.fire(group_id, publish)
-        except (SQLAlchemyError, SoftTimeLimitExceeded):
-            # Nothing is decided. The part has another try: Celery, as it marks it as failed,
-            # has it return again, and so does who delivers it again.
-            raise
+            return self.store.chords.fire(group_id, publish, store)
         except Exception as error:
-            if sent:
+            # Nothing is decided, or all is. The part has another try: Celery, as it marks it as
+            # failed, has it return again, and so does who delivers it again.
+            if sent or isinstance(error, SQLAlchemyError) or _is_time_limit(error):
                 raise
             if self._ensure_retryable(self.store.chords.give_up, group_id):
                 log.exception("chord %s cannot go on", group_id)
                 if not isinstance(error, ChordError):
                     error = ChordError(f"Callback error: {error!r}")
                 self.chord_error_from_stack(callback, error)
+            return False
 
     def _value(self, part: ChordPart) -> Any:
         """Give the result of a part.
@@ -132,6 +158,13 @@ class ChordCounting(Backend):  # type: ignore[misc]  # Celery has no type hints
             cause = value if isinstance(value, BaseException) else None
             raise ChordError(f"Dependency {part.task_id} raised {value!r}") from cause
         return value
+
+
+def _is_time_limit(error: BaseException | None) -> bool:
+    """Tell whether an error is the soft time limit, or was raised for it; serializers wrap it."""
+    while error is not None and not isinstance(error, SoftTimeLimitExceeded):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _in_shape(header: GroupResult, values: dict[str, Any]) -> list[Any]:
