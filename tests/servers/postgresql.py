@@ -63,18 +63,30 @@ class PostgreSQL(Server):
     environment = "SESSIONMGR_TEST_POSTGRESQL_URL"
 
     @classmethod
-    def launch(cls, directory: Path, port: int, *, tls: bool = False) -> Self:
+    def launch(
+        cls,
+        directory: Path,
+        port: int,
+        *,
+        tls: bool = False,
+        primary: PostgreSQL | None = None,
+    ) -> Self:
         """Start a server of our own.
 
         :param directory: an empty directory for everything it writes.
         :param port: of :func:`~tests.servers.process.reserved_port`.
         :param tls: whether TCP connections without TLS are refused.
+        :param primary: be a hot standby of this server, which is one without TLS.
         :raises MissingServerError: when its programs are not there.
         """
         programs = debian_programs() if tls else wheel_programs(directory.parent)
-        password = secrets.token_urlsafe()
-        admin = URL.create("postgresql", "postgres", password, "127.0.0.1", port, "postgres")
-        data = initialise(programs, directory, password, *(() if tls else ONE_ROUND))
+        if primary is None:
+            password = secrets.token_urlsafe()
+            admin = URL.create("postgresql", "postgres", password, "127.0.0.1", port, "postgres")
+            data = initialise(programs, directory, password, *(() if tls else ONE_ROUND))
+        else:
+            admin = primary.admin.set(port=port)
+            data = copy(programs, directory, primary)
         with (data / "postgresql.conf").open("a") as configuration:
             configuration.write(CONFIGURATION.format(port=port, directory=data))
             if tls:
@@ -182,6 +194,20 @@ def initialise(programs: Path, directory: Path, password: str, *options: str) ->
             *("-D", str(data), "-U", "postgres", f"--pwfile={password_file}"),
             *("--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync"),
             *options,
+        ]
+    )
+    return data
+
+
+def copy(programs: Path, directory: Path, primary: PostgreSQL) -> Path:
+    """Make the data directory of a standby, which follows a server that runs, and return it."""
+    data = directory / "data"
+    url = primary.admin.set(drivername="postgresql").render_as_string(hide_password=False)
+    run_as_system_user(
+        [
+            str(programs / "pg_basebackup"),
+            *("-D", str(data), "-d", url, "--write-recovery-conf"),
+            *("--checkpoint=fast", "--no-sync"),
         ]
     )
     return data

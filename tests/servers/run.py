@@ -8,11 +8,12 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import make_url
 
 from tests.servers.mariadb import MariaDB
+from tests.servers.pgbouncer import PgBouncer
 from tests.servers.postgresql import PostgreSQL
 from tests.servers.process import MissingServerError, give_to_system_user, reserved_port
 from tests.servers.redis import Redis
@@ -57,7 +58,7 @@ class Servers:
         return self._shared[kind]
 
     @contextlib.contextmanager
-    def private(self, kind: str, **options: bool) -> Iterator[Server]:
+    def private(self, kind: str, **options: Any) -> Iterator[Server]:
         """Run a server for the caller alone, who may stop it and change its settings.
 
         :param kind: one of :data:`KINDS`.
@@ -84,6 +85,20 @@ class Servers:
                 yield server
             finally:
                 server.process.stop()
+
+    @contextlib.contextmanager
+    def pgbouncer(self, server: PostgreSQL) -> Iterator[PgBouncer]:
+        """Run a PgBouncer for the caller alone.
+
+        :param server: the server that it is in front of.
+        :raises MissingServerError: when it cannot be started here.
+        """
+        with self._directory() as directory, reserved_port() as port:
+            bouncer = PgBouncer.launch(directory, port, server)
+            try:
+                yield bouncer
+            finally:
+                bouncer.process.stop()
 
     def addresses(self) -> dict[str, tuple[str, str | None]]:
         """Start the shared server of each kind, but those that are missing here.
