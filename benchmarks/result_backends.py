@@ -60,7 +60,7 @@ def bare_upsert(store: ResultStore, url: URL) -> Callable[[], object]:
     arguments, options = engine.dialect.create_connect_args(url)
     connection: Any = engine.dialect.loaded_dbapi.connect(*arguments, **options)
     engine.dialect.set_isolation_level(connection, "AUTOCOMMIT")
-    compiled = store._prepared().store_ready.statement.compile(
+    compiled = store.access.prepared().store_ready.statement.compile(
         dialect=engine.dialect, column_keys=list(FIELDS)
     )
     sql, order = str(compiled), compiled.positiontup
