@@ -180,7 +180,7 @@ def databases(make_database: Callable[..., Database]) -> list[Database]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("pooling", "forks"), [("forked", 500), ("always", 100)])
+@pytest.mark.parametrize(("pooling", "forks"), [("forked", 100), ("always", 50)])
 def test_fork_under_threads(
     databases: list[Database], tmp_path: Path, pooling: str, forks: int
 ) -> None:

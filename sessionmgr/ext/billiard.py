@@ -13,6 +13,8 @@ run there, and without that function servers log a broken connection for each wo
 
 from __future__ import annotations
 
+import signal
+
 from sessionmgr import exits, forking
 
 __all__ = ("initializer", "on_process_exit")
@@ -30,7 +32,11 @@ def initializer() -> None:
 def on_process_exit(pid: int, exitcode: int) -> None:
     """Close the pools of every manager in this process.
 
+    A SIGTERM that comes meanwhile ends it at once. Billiard's handler would raise in the midst of a
+    connection's goodbye, which SQLAlchemy logs as an error.
+
     :param pid: the worker's process id, as billiard tells it.
     :param exitcode: its exit status.
     """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     exits.close_all()
