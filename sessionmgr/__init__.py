@@ -1,11 +1,20 @@
 """SQLAlchemy sessions for worker processes: many databases, safe across fork."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .appdb import ApplicationDatabase
 from .errors import (
+    DatabasePathError,
+    DatabasesNotReadyError,
     DatabaseURLError,
     EngineOptionsError,
+    EventLoopError,
     ForkedSQLiteError,
     ManagerClosedError,
     ManagerPickleError,
+    MissingExtraError,
     NoSuchBindError,
     ResultArgumentError,
     ResultStoreError,
@@ -13,6 +22,7 @@ from .errors import (
     ResultTooLongError,
     SchemaLockError,
     SessionManagerError,
+    TemplateError,
 )
 from .manager import SessionManager
 from .models import Base
@@ -20,15 +30,24 @@ from .results import ResultStore, TaskResult
 from .stats import DatabaseStats, ManagerStats
 from .transient import is_transient
 
+if TYPE_CHECKING:
+    from .asyncio import AsyncSessionManager
+
 __all__ = (
+    "ApplicationDatabase",
+    "AsyncSessionManager",
     "Base",
+    "DatabasePathError",
     "DatabaseStats",
     "DatabaseURLError",
+    "DatabasesNotReadyError",
     "EngineOptionsError",
+    "EventLoopError",
     "ForkedSQLiteError",
     "ManagerClosedError",
     "ManagerPickleError",
     "ManagerStats",
+    "MissingExtraError",
     "NoSuchBindError",
     "ResultArgumentError",
     "ResultStore",
@@ -39,5 +58,15 @@ __all__ = (
     "SessionManager",
     "SessionManagerError",
     "TaskResult",
+    "TemplateError",
     "is_transient",
 )
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs SQLAlchemy's asyncio extension when it is asked for."""
+    if name == "AsyncSessionManager":
+        from .asyncio import AsyncSessionManager
+
+        return AsyncSessionManager
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,34 +2,52 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import sqlalchemy
-from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.exc import ArgumentError, InvalidRequestError
 from sqlalchemy.pool import QueuePool
 
 from . import forking
 from .errors import EngineOptionsError, ManagerClosedError
 from .locks import DatabaseLocks
-from .monitor import PoolMonitor, watched
+from .monitor import PoolMonitor
+from .pools import watched
 from .sqlite import is_memory
+from .sqlite_transactions import attach
 from .stats import DatabaseStats
 from .transient import note
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
-    from sqlalchemy import Engine
+    from sqlalchemy import URL, Engine
     from sqlalchemy.engine import ExceptionContext
-    from sqlalchemy.orm import Session, sessionmaker
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
     from .options import ResolvedOptions
     from .urls import DatabaseKey
 
-__all__ = ("EngineEntry", "EngineRegistry", "leave_alone", "make_engine")
+__all__ = (
+    "BindT",
+    "EngineEntry",
+    "EngineRegistry",
+    "MakerT",
+    "leave_alone",
+    "make_async_engine",
+    "make_engine",
+)
+
+#: What sessions are bound to: Engine, or AsyncEngine.
+BindT = TypeVar("BindT")
+#: What makes them: sessionmaker, or async_sessionmaker.
+MakerT = TypeVar("MakerT")
 
 #: PQTRANS_ACTIVE and PQTRANS_UNKNOWN of libpq: a statement is in progress, the connection is bad.
 #: https://www.postgresql.org/docs/current/libpq-status.html#LIBPQ-PQTRANSACTIONSTATUS
@@ -37,12 +55,13 @@ _AMIDST = frozenset((1, 4))
 
 
 @dataclass(eq=False, slots=True)
-class EngineEntry:
-    """What a process has for one database.
+class EngineEntry(Generic[BindT, MakerT]):
+    """What a process, or an event loop, has for one database.
 
     :param key: the database.
     :param requested: the options that its engine was asked for with.
     :param engine: its engine.
+    :param bind: the engine, in the form that callers get.
     :param monitor: the monitor of the engine's pool.
     :param pooled: whether connections were to be kept when it was made.
     :param factory: its sessionmaker, once one was asked for.
@@ -52,12 +71,13 @@ class EngineEntry:
     key: DatabaseKey
     requested: Mapping[str, Any] = field(repr=False)  # passwords may be in them
     engine: Engine
+    bind: BindT
     monitor: PoolMonitor
     pooled: bool
-    factory: sessionmaker[Session] | None = None
+    factory: MakerT | None = None
     prepared: bool = False
 
-    def keep(self, factory: sessionmaker[Session]) -> sessionmaker[Session]:
+    def keep(self, factory: MakerT) -> MakerT:
         """Give the sessionmaker that is kept: this one, where it is the first."""
         if self.factory is None:
             self.factory = factory
@@ -77,21 +97,109 @@ def make_engine(
     callbacks: Sequence[Callable[[Engine], Any]],
     *,
     pooled: bool,
-) -> EngineEntry:
+) -> EngineEntry[Engine, Any]:
     """Make an engine, and let the callbacks have it before it connects.
 
     :raises EngineOptionsError: when ``create_engine`` does not know an option.
     """
-    arguments = {**options.arguments, "poolclass": watched(options.arguments["poolclass"])}
+    # looked up here, where OpenTelemetry may have put its own in place
+    with _naming(key):
+        engine = sqlalchemy.create_engine(key.url, **_arguments(options))
+    monitor = _hand_over(engine, key, options, callbacks)
+    return EngineEntry(key, options.requested, engine, engine, monitor, pooled)
+
+
+def make_async_engine(
+    key: DatabaseKey,
+    options: ResolvedOptions,
+    callbacks: Sequence[Callable[[Engine], Any]],
+    *,
+    pooled: bool,
+) -> EngineEntry[AsyncEngine, Any]:
+    """Make an AsyncEngine, and let the callbacks have its ``sync_engine`` before it connects.
+
+    :raises EngineOptionsError: when ``create_async_engine`` does not know an option.
+    """
+    import sqlalchemy.ext.asyncio as extension
+
+    with _naming(key):
+        engine = extension.create_async_engine(key.url, **_arguments(options))
+    if engine.dialect.driver == "asyncpg":
+        _wrap_connect_errors(engine.dialect)
+    monitor = _hand_over(engine.sync_engine, key, options, callbacks)
+    return EngineEntry(key, options.requested, engine.sync_engine, engine, monitor, pooled)
+
+
+def _wrap_connect_errors(dialect: Any) -> None:
+    """Have asyncpg's failures to connect raised as DBAPI errors, which SQLAlchemy wraps.
+
+    It knows none of the network's, and before SQLAlchemy 2.1 none of the server's; nor those of
+    the codecs that it sets up on each new connection. As they are, nobody could tell that it is
+    the database which is away.
+    """
+    connect = dialect.connect
+
+    def connect_or_tell(*arguments: Any, **options: Any) -> DBAPIConnection:
+        with _wrapped(dialect.dbapi):
+            return connect(*arguments, **options)  # type: ignore[no-any-return]
+
+    dialect.connect = connect_or_tell
+    for name in ("setup_asyncpg_json_codec", "setup_asyncpg_jsonb_codec"):
+        setattr(dialect, name, _set_up_or_tell(getattr(dialect, name), dialect.dbapi))
+
+
+def _set_up_or_tell(
+    set_up: Callable[[DBAPIConnection], Awaitable[None]], dbapi: Any
+) -> Callable[[DBAPIConnection], Awaitable[None]]:
+    async def set_up_or_tell(connection: DBAPIConnection) -> None:
+        with _wrapped(dbapi):
+            await set_up(connection)
+
+    return set_up_or_tell
+
+
+@contextmanager
+def _wrapped(dbapi: Any) -> Iterator[None]:
+    """Raise an error of asyncpg's, or the network's, as one of SQLAlchemy's adapter."""
     try:
-        # looked up here, where OpenTelemetry may have put its own in place
-        engine = sqlalchemy.create_engine(key.url, **arguments)
-    except TypeError as error:
-        if not str(error).startswith("Invalid argument(s)"):
+        yield
+    except dbapi.asyncpg.InterfaceError as error:  # "connection is closed"
+        raise dbapi.InterfaceError(str(error)) from error
+    except (OSError, asyncio.TimeoutError, dbapi.asyncpg.PostgresError) as error:
+        expired = isinstance(error, (TimeoutError, asyncio.TimeoutError))  # one since 3.11
+        text = "connection timeout expired" if expired else str(error)
+        wrapped = dbapi.OperationalError(text)
+        wrapped.sqlstate = wrapped.pgcode = getattr(error, "sqlstate", None)
+        raise wrapped from error
+
+
+def _arguments(options: ResolvedOptions) -> dict[str, Any]:
+    return {**options.arguments, "poolclass": watched(options.arguments["poolclass"])}
+
+
+@contextmanager
+def _naming(key: DatabaseKey) -> Iterator[None]:
+    """Name the database in what SQLAlchemy says of options that cannot be."""
+    try:
+        yield
+    except (TypeError, ArgumentError) as error:
+        # "cannot be used": a pool class of the other kind, synchronous or not
+        if not str(error).startswith("Invalid argument(s)") and "cannot be used" not in str(error):
             raise
         raise EngineOptionsError(f"database {key.describe()}: {error}") from error
+
+
+def _hand_over(
+    engine: Engine,
+    key: DatabaseKey,
+    options: ResolvedOptions,
+    callbacks: Sequence[Callable[[Engine], Any]],
+) -> PoolMonitor:
+    """Watch a new engine, and give it to the callbacks."""
     monitor = PoolMonitor(engine, key.describe(), options.ping_if_idle)
     sqlalchemy.event.listen(engine, "handle_error", _give_up_if_interrupted)
+    if options.sqlite is not None:
+        attach(engine, options.sqlite)
     try:
         for callback in callbacks:
             callback(engine)
@@ -99,7 +207,7 @@ def make_engine(
         note(error, "raised by engine_callback; no engine was kept")
         monitor.retire()
         raise
-    return EngineEntry(key, options.requested, engine, monitor, pooled)
+    return monitor
 
 
 def _give_up_if_interrupted(context: ExceptionContext) -> None:
@@ -135,15 +243,15 @@ def _is_amidst_a_statement(context: ExceptionContext) -> bool:
     return status in _AMIDST
 
 
-class EngineRegistry:
-    """The engines of one manager in this process.
+class EngineRegistry(Generic[BindT, MakerT]):
+    """The engines of one manager in this process, or in one event loop.
 
     Finding an engine takes no lock. Making one takes the lock of its database alone, so two
     databases are made side by side.
     """
 
     # _lock guards every change of _entries, and _closed. A database's own lock guards that it
-    # is made once, and _making.
+    # is made once, and _making. The manager's lock guards additions to ready.
 
     def __init__(self, max_engines: int | None = None) -> None:
         """Begin empty.
@@ -152,7 +260,10 @@ class EngineRegistry:
             was idle for longest goes. Engines in use are never let go.
         """
         self._max_engines = max_engines
-        self._entries: dict[DatabaseKey, EngineEntry] = {}
+        self._entries: dict[DatabaseKey, EngineEntry[BindT, MakerT]] = {}
+        #: The hot path: a database as callers spell it -> its entry, tables prepared. Changed
+        #: as a whole or by adding; read without a lock.
+        self.ready: dict[str | URL, EngineEntry[BindT, MakerT]] = {}
         self._lock = forking.ProcessLock()
         self._database_locks = DatabaseLocks()
         self._making: set[DatabaseKey] = set()
@@ -161,15 +272,15 @@ class EngineRegistry:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def find(self, key: DatabaseKey) -> EngineEntry | None:
+    def find(self, key: DatabaseKey) -> EngineEntry[BindT, MakerT] | None:
         """Find what there is for a database."""
         return self._entries.get(key)
 
-    def find_engine(self, engine: Engine) -> EngineEntry | None:
+    def find_engine(self, engine: BindT) -> EngineEntry[BindT, MakerT] | None:
         """Find the entry that an engine belongs to."""
-        return next((entry for entry in self.entries() if entry.engine is engine), None)
+        return next((entry for entry in self.entries() if entry.bind is engine), None)
 
-    def entries(self) -> list[EngineEntry]:
+    def entries(self) -> list[EngineEntry[BindT, MakerT]]:
         """List what there is, in the order in which it was made."""
         return list(self._entries.values())
 
@@ -177,7 +288,9 @@ class EngineRegistry:
         """Hold the lock of one database, for ``with``."""
         return self._database_locks.hold(key)
 
-    def get(self, key: DatabaseKey, make: Callable[[], EngineEntry]) -> EngineEntry:
+    def get(
+        self, key: DatabaseKey, make: Callable[[], EngineEntry[BindT, MakerT]]
+    ) -> EngineEntry[BindT, MakerT]:
         """Find a database's entry, or make it.
 
         :param key: the database.
@@ -210,7 +323,7 @@ class EngineRegistry:
                 self._making.discard(key)
             return self._publish(entry)
 
-    def _publish(self, entry: EngineEntry) -> EngineEntry:
+    def _publish(self, entry: EngineEntry[BindT, MakerT]) -> EngineEntry[BindT, MakerT]:
         with self._lock():
             if not self._closed:
                 self._entries[entry.key] = entry
@@ -219,7 +332,7 @@ class EngineRegistry:
             self.check_open()
         return entry
 
-    def surplus(self) -> list[EngineEntry]:
+    def surplus(self) -> list[EngineEntry[BindT, MakerT]]:
         """Choose the entries to let go so that ``max_engines`` is kept, oldest first."""
         if self._max_engines is None or len(self._entries) <= self._max_engines:
             return []
@@ -233,11 +346,12 @@ class EngineRegistry:
         )
         return list(islice(idle, excess))
 
-    def pop(self, entry: EngineEntry) -> None:
+    def pop(self, entry: EngineEntry[BindT, MakerT]) -> None:
         """Forget an engine; its monitor is to be retired."""
         with self._lock():
             if self._entries.get(entry.key) is entry:
                 del self._entries[entry.key]
+            self.ready = {name: ready for name, ready in self.ready.items() if ready is not entry}
 
     def close_idle_files(self, deadline: float) -> None:
         """Close idle connections to SQLite files, before a fork that waits until a deadline."""
@@ -245,10 +359,14 @@ class EngineRegistry:
             entry.monitor.close_idle_files(deadline)
 
     def clear(self) -> None:
-        """Let every engine go."""
+        """Let every engine go, also when a cancellation comes in the midst of it."""
         for entry in self.entries():
             self.pop(entry)
-            entry.monitor.retire()
+            try:
+                entry.monitor.retire()
+            except BaseException:
+                self.clear()
+                raise
 
     def close(self) -> None:
         """Let every engine go, and make no more."""
@@ -263,14 +381,15 @@ class EngineRegistry:
         """
         if self._closed:
             raise ManagerClosedError(
-                "this SessionManager is closed; make another one, or use dispose() to"
-                " drop its pools and go on with it"
+                "this manager is closed; make another one, or use dispose() to drop its pools and"
+                " go on with it"
             )
 
     def abandon(self) -> None:
         """Forget the parent's engines, in a forked child, without looking at them."""
-        leave_alone(self._entries)
+        leave_alone((self._entries, self.ready))
         self._entries = {}
+        self.ready = {}
         self._database_locks.renew()
         self._making = set()
 

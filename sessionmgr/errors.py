@@ -10,7 +10,12 @@
         ManagerClosedError     (InvalidRequestError)   the manager was closed
         ManagerPickleError     (PicklingError)         a part of it cannot be pickled
         ForkedSQLiteError      (InvalidRequestError)   a file that the parent holds open
+        EventLoopError         (InvalidRequestError)   no event loop, or not the engine's
         SchemaLockError                                the schema lock was not to be had
+        DatabasePathError      (ArgumentError)         an application's database cannot be there
+        TemplateError                                  its first content cannot be copied
+        MissingExtraError      (ImportError)           a package of an extra is not installed
+        DatabasesNotReadyError                         an application cannot start with them
         ResultStoreError                               a result store cannot do what it was asked
           ResultArgumentError  (ArgumentError)         an argument that cannot be
           ResultTooLongError   (ValueError)            more bytes than the column holds
@@ -27,11 +32,15 @@ from pickle import PicklingError
 from sqlalchemy.exc import ArgumentError, InvalidRequestError, SQLAlchemyError
 
 __all__ = (
+    "DatabasePathError",
     "DatabaseURLError",
+    "DatabasesNotReadyError",
     "EngineOptionsError",
+    "EventLoopError",
     "ForkedSQLiteError",
     "ManagerClosedError",
     "ManagerPickleError",
+    "MissingExtraError",
     "NoSuchBindError",
     "ResultArgumentError",
     "ResultStoreError",
@@ -39,6 +48,7 @@ __all__ = (
     "ResultTooLongError",
     "SchemaLockError",
     "SessionManagerError",
+    "TemplateError",
 )
 
 
@@ -73,8 +83,28 @@ class ForkedSQLiteError(SessionManagerError, InvalidRequestError):
     """A SQLite file was in use by the parent process when this one was forked."""
 
 
+class EventLoopError(SessionManagerError, InvalidRequestError):
+    """An asynchronous engine was asked for without an event loop, or used in another one."""
+
+
 class SchemaLockError(SessionManagerError):
     """The lock under which tables are created was not granted in time."""
+
+
+class DatabasePathError(SessionManagerError, ArgumentError):
+    """An application's database cannot be where it is said to be."""
+
+
+class TemplateError(SessionManagerError):
+    """The template of an application's database is none, or cannot be copied."""
+
+
+class MissingExtraError(SessionManagerError, ImportError):
+    """A package that one of the extras brings is not installed."""
+
+
+class DatabasesNotReadyError(SessionManagerError):
+    """Databases could not be prepared in time when an application started."""
 
 
 class ResultStoreError(SessionManagerError):

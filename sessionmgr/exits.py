@@ -48,7 +48,7 @@ def close_all() -> None:
     global _leaving
     _leaving = forking.process  # engines that are made from now on keep nothing
     for heir in forking.heirs():
-        heir.dispose()
+        heir._leave()
     if threading.active_count() > 1:
         return
     for connection in open_connections.copy():

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 # the mapper events come too late: before_configured is called with the mutex held.
 from sqlalchemy.orm.mapper import _CONFIGURE_MUTEX
 
-from . import signals, sqlite
+from . import sqlite_mutexes
 from .gate import ForkGate
 from .severing import open_connections, sever_all
 
@@ -64,8 +64,8 @@ class Heir(Protocol):
     def mark_worker(self) -> None:
         """Keep connections from now on."""
 
-    def dispose(self) -> None:
-        """Close the pools of this process."""
+    def _leave(self) -> None:
+        """Close the pools of this process, which ends."""
 
 
 # A plain set, whose copy is atomic: a WeakSet must not be iterated while threads add to it.
@@ -152,7 +152,7 @@ def _before() -> None:
     if any(connection.file is not None for connection in open_connections.copy()):
         for heir in heirs():
             heir._before_fork(deadline)
-    if not sqlite.enter_mutexes(deadline):
+    if not sqlite_mutexes.enter_mutexes(deadline):
         _warn("use SQLite")
 
 
@@ -168,7 +168,7 @@ def _warn(what: str) -> None:
 
 def _after_in_parent() -> None:
     try:
-        sqlite.leave_mutexes()
+        sqlite_mutexes.leave_mutexes()
         _release_mapper_mutex()
     finally:
         gate.open()
@@ -182,7 +182,7 @@ def _after_in_child() -> None:
     """
     global process
     process = Process(forked=True)
-    sqlite.leave_mutexes()
+    sqlite_mutexes.leave_mutexes()
     gate.renew()
     _release_mapper_mutex()
     _mapper_mutex_held.clear()
@@ -197,14 +197,21 @@ def _release_mapper_mutex() -> None:
         _CONFIGURE_MUTEX.release()
 
 
-os.register_at_fork(
-    before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child
-)
-# Before a fork the last registered is called first, and after it last: no signal's handler is
-# called in between.
-os.register_at_fork(
-    before=signals.hold,
-    after_in_parent=signals.let_go,
-    after_in_child=signals.let_go_in_child,
-)
-os.register_at_fork(after_in_parent=signals.deliver, after_in_child=signals.deliver)
+def _register() -> None:
+    from . import signals  # takes what only systems with forks have
+
+    os.register_at_fork(
+        before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child
+    )
+    # Before a fork the last registered is called first, and after it last: no signal's handler
+    # is called in between.
+    os.register_at_fork(
+        before=signals.hold,
+        after_in_parent=signals.let_go,
+        after_in_child=signals.let_go_in_child,
+    )
+    os.register_at_fork(after_in_parent=signals.deliver, after_in_child=signals.deliver)
+
+
+if hasattr(os, "register_at_fork"):  # Windows starts processes by spawn alone
+    _register()

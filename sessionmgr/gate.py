@@ -20,13 +20,17 @@ class ForkGate:
     threads. So sections never wait for each other, only for forks. They are plain locks
     because a signal's handler may raise anywhere (Celery's soft time limit does): ``with`` on a
     lock is safe from that, and counters are not.
+
+    A section may outlive its thread: that of a greenlet whose event loop was closed while it
+    waited there. No fork waits for it.
     """
 
     # _registry guards _locks: while a fork holds it, no thread gets a lock.
 
     def __init__(self) -> None:
         self._registry = threading.RLock()
-        self._locks: set[weakref.ref[threading.RLock]] = set()
+        #: each thread's lock -> the thread
+        self._locks: dict[weakref.ref[threading.RLock], threading.Thread] = {}
         self._own = threading.local()
 
     def section(self) -> AbstractContextManager[object]:
@@ -40,8 +44,12 @@ class ForkGate:
     def _admit(self) -> threading.RLock:
         with self._registry:
             lock = self._own.lock = threading.RLock()
-            self._locks.add(weakref.ref(lock, self._locks.discard))
+            self._keep(lock)
         return lock
+
+    def _keep(self, lock: threading.RLock) -> None:
+        locks = self._locks
+        locks[weakref.ref(lock, lambda gone: locks.pop(gone, None))] = threading.current_thread()
 
     def close(self, timeout: float) -> bool:
         """Close the gate for a fork by this thread.
@@ -57,7 +65,8 @@ class ForkGate:
 
     def _others(self) -> list[threading.RLock]:
         own = getattr(self._own, "lock", None)
-        found = (reference() for reference in self._locks.copy())
+        threads = self._locks.copy().items()
+        found = (reference() for reference, thread in threads if thread.is_alive())
         return [lock for lock in found if lock is not None and lock is not own]
 
     def open(self) -> None:
@@ -73,7 +82,7 @@ class ForkGate:
         if own is not None and own.acquire(blocking=False):
             own.release()
             self._own.lock = own
-            self._locks.add(weakref.ref(own, self._locks.discard))
+            self._keep(own)
 
 
 def release(lock: threading.RLock) -> None:

@@ -2,108 +2,41 @@
 
 from __future__ import annotations
 
-import functools
+import asyncio
 import os
 import weakref
 from contextlib import nullcontext
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import event
 from sqlalchemy.exc import InvalidatePoolError
-from sqlalchemy.pool import NullPool, Pool, QueuePool, SingletonThreadPool
+from sqlalchemy.pool import NullPool, QueuePool, SingletonThreadPool
 
 from . import exits, forking
-from .errors import ForkedSQLiteError
+from .errors import EventLoopError, ForkedSQLiteError
+from .firstuse import FirstUse
+from .greenlets import TaskLock
+from .pools import INFO, open_connection, record_info
 from .severing import OpenConnection, forked_files, open_connections
-from .sqlite import roll_back
+from .sqlite import named_file
 from .stats import PoolCounts
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
     from collections.abc import Callable
 
     from sqlalchemy import Engine
     from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
-    from sqlalchemy.pool import ConnectionPoolEntry, ManagesConnection, PoolProxiedConnection
+    from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 
-__all__ = ("PoolMonitor", "WatchedPool", "open_connection", "watched")
+    from .sqlite import FileIdentity
 
-# The key of the OpenConnection in the ``record_info`` of a pool's record.
-_INFO = "sessionmgr"
+__all__ = ("PoolMonitor",)
+
+_NOTHING = nullcontext()
 
 # Guards the fields of every monitor. It is taken when a connection is made or closed only.
 _lock = forking.ProcessLock()
-
-
-class WatchedPool(Pool):
-    """What a pool class gains by :func:`watched`; a pool that has no monitor yet is plain."""
-
-    monitor: PoolMonitor | None = None
-    #: whether another pool has taken this one's place
-    superseded = False
-
-    def connect(self) -> PoolProxiedConnection:
-        """Check out a connection; in a process that inherited the pool, settle there first."""
-        monitor = self.monitor
-        if monitor is None or monitor.settled is forking.process:
-            return super().connect()
-        return monitor.checkout(self, super().connect)
-
-    def _create_connection(self) -> ConnectionPoolEntry:
-        """Connect, and let the ``connect`` listeners have it: the first initialises the dialect.
-
-        A fork in the midst of that would leave the child's copy of the dialect half done.
-        """
-        with forking.gate.section():
-            return super()._create_connection()
-
-    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
-        """Take a connection back, or close it where it would stay open in a superseded pool.
-
-        It may have been made since: a thread that is held back by a fork has the pool already.
-        """
-        if self.superseded:
-            connection = open_connection(record)
-            if connection is None or not connection.users:  # threads may share it
-                record.close()
-        super()._do_return_conn(record)
-
-    def _close_connection(self, connection: DBAPIConnection, *, terminate: bool = False) -> None:
-        """Close a connection; a fork in the midst of it would let the child inherit the rest.
-
-        Every close goes through here. Of the pool's events, ``close`` comes too early, and
-        none comes when a ``connect`` listener failed.
-        """
-        with forking.gate.section():
-            if getattr(self._dialect, "name", "") == "sqlite":
-                roll_back(connection)
-            try:
-                super()._close_connection(connection, terminate=terminate)
-            finally:
-                if self.monitor is not None:
-                    self.monitor.on_close(connection)
-
-    def recreate(self) -> Pool:
-        """Make a pool like this one, under the same monitor."""
-        pool = super().recreate()
-        if self.monitor is not None:
-            pool.monitor = self.monitor  # type: ignore[attr-defined]  # of this very class
-            self.superseded = True
-        return pool
-
-
-@functools.cache
-def watched(pool_class: type[Pool]) -> type[Pool]:
-    """Give the watched form of a pool class: a subclass of the same name.
-
-    Events are listened to by the class. Listeners of each pool of its own would take half as
-    much memory as the rest of its engine.
-    """
-    if issubclass(pool_class, WatchedPool):
-        return pool_class
-    # SQLAlchemy names the pool's logger after its class and module.
-    names = {"__module__": pool_class.__module__, "__doc__": pool_class.__doc__}
-    return type(pool_class.__name__, (WatchedPool, pool_class), names)
 
 
 class PoolMonitor:
@@ -113,7 +46,10 @@ class PoolMonitor:
         "_create",
         "_dialect",
         "_engine",
+        "_first_use",
         "_home",
+        "_loop",
+        "_making",
         "_name",
         "_open",
         "_past",
@@ -139,6 +75,7 @@ class PoolMonitor:
         self._open: tuple[OpenConnection, ...] = ()  # a set would take thrice the memory
         self._past = PoolCounts()
         self._retired = False
+        self._first_use: FirstUse | None = None
         # Held by checkouts and closes, where threads share a connection and do not take it
         # from a queue. NullPool has none that is idle, SingletonThreadPool each its thread's.
         queued = isinstance(engine.pool, (QueuePool, NullPool, SingletonThreadPool))
@@ -146,8 +83,10 @@ class PoolMonitor:
         #: time.monotonic() of the last checkout or checkin.
         self.last_used = monotonic()
         self._home = forking.process
-        #: the process for which the pool was made; None where checkouts take turns
+        #: the process for which the pool was made; None where each checkout is attended to
         self.settled: forking.Process | None = self._home if queued else None
+        self._loop: AbstractEventLoop | None = None
+        self._making = TaskLock() if engine.dialect.is_async and not queued else _NOTHING
 
         pool: Any = engine.pool
         pool.monitor = self
@@ -155,11 +94,24 @@ class PoolMonitor:
         self._create: Callable[[ConnectionPoolEntry], DBAPIConnection] = pool._invoke_creator
         pool._creator = self._connect
 
+    def before_first_checkout(self, work: Callable[[Engine], object]) -> None:
+        """Have work done once, before the first connection is checked out.
+
+        :param work: is given the engine, and may check out connections of it. When it raises, the
+            checkout fails, and the next one tries again.
+        """
+        self._first_use = FirstUse(work, is_async=self._dialect.is_async)
+        self.settled = None
+
     # -- making connections
 
     def _connect(self, entry: ConnectionPoolEntry) -> DBAPIConnection:
         """Make a connection; no fork comes between that and our knowing of it."""
         with forking.gate.section():
+            engine = self._engine()
+            if forked_files and engine is not None:
+                # Opened, SQLite might wait for good for a mutex that a thread of the parent held.
+                self._refuse_forked(named_file(engine.url))
             dbapi_connection = self._create(entry)
             try:
                 self._remember(entry, dbapi_connection)
@@ -172,18 +124,21 @@ class PoolMonitor:
     def _remember(self, entry: ConnectionPoolEntry, dbapi_connection: DBAPIConnection) -> None:
         self._present()  # forgets what was let go without being closed
         connection = OpenConnection(entry, dbapi_connection, self._dialect, self)
-        if connection.file is not None and connection.file in forked_files:
+        self._refuse_forked(connection.file)
+        record_info(entry)[INFO] = connection
+        open_connections.add(connection)
+        with _lock():
+            self._open += (connection,)
+            self._past.connects += 1
+
+    def _refuse_forked(self, file: FileIdentity | None) -> None:
+        if file is not None and file in forked_files:
             raise ForkedSQLiteError(
                 f"database {self._name}: a parent of process {os.getpid()} had a connection to"
                 " this SQLite file in use when it forked, and SQLite would take the parent's"
                 " locks for this process's own. End sessions on the file before forking, or"
                 " start this process by spawn"
             )
-        _record_info(entry)[_INFO] = connection
-        open_connections.add(connection)
-        with _lock():
-            self._open += (connection,)
-            self._past.connects += 1
 
     def checkout(
         self, pool: Pool, checkout: Callable[[], PoolProxiedConnection]
@@ -191,13 +146,35 @@ class PoolMonitor:
         """Check out for the first time in a process, or from a pool where checkouts take turns.
 
         Only the latter hold forks back, for they do not wait for a connection.
+
+        :raises EventLoopError: when the engine belongs to another event loop.
         """
         self._settle(pool)
-        if self._turns is None:
+        if self._loop is not None:
+            self._check_loop(self._loop)
+        elif self._turns is None and (self._first_use is None or self._first_use.done):
             self.settled = self._home
+        if self._first_use is not None and not self._first_use.done:
+            engine = self._engine()
+            if engine is not None:
+                self._first_use(engine)
+        if self._turns is None:
             return checkout()
-        with forking.gate.section(), self._turns():
+        with forking.gate.section(), self._making, self._turns():
             return checkout()
+
+    def attach(self, loop: AbstractEventLoop) -> None:
+        """Let the engine be used in one event loop only, until it is retired."""
+        self._loop = loop
+        self.settled = None
+
+    def _check_loop(self, loop: AbstractEventLoop) -> None:
+        if asyncio.get_running_loop() is not loop:
+            raise EventLoopError(
+                f"database {self._name}: this AsyncEngine belongs to another event loop, whose"
+                " connections cannot be used here. Ask the manager for the engine, sessionmaker or"
+                " session of this loop"
+            )
 
     def _settle(self, pool: Pool) -> None:
         """Make an inherited pool one of this process, in place.
@@ -240,6 +217,8 @@ class PoolMonitor:
         connection.proxy = weakref.ref(proxy)
         connection.checkouts += 1
         connection.users += 1
+        if self._turns is not None:
+            connection.share(proxy)
 
     def _is_alive(self, dbapi_connection: DBAPIConnection) -> bool:
         try:
@@ -263,8 +242,13 @@ class PoolMonitor:
                 self._settle(engine.pool)
         if dbapi_connection is None:  # it was invalidated
             return
-        with nullcontext() if self._turns is None else self._turns():
+        if self._turns is None:
             connection.users -= 1
+        else:
+            with self._turns():
+                # but for the one who checks in, unless he was collected
+                collected = connection.proxy is None or connection.proxy() is None
+                connection.users = connection.count_users() - (not collected)
         if connection.users == 0 and (self._retired or connection.leaves):
             # Closed here, the record goes back empty, and the pool fills it when it is wanted.
             entry.close()
@@ -325,8 +309,39 @@ class PoolMonitor:
         The engine stays usable for whoever still has it, without keeping connections.
         """
         self._retired = True
+        self._loop = None
         if self._home is forking.process:
             self._close_idle()
+
+    def finish(self) -> None:
+        """Close what is left when the engine's event loop ends, or was closed.
+
+        While it ends, other asynchronous generators may still be at work with a connection. A
+        connection that tasks share is closed nevertheless: SQLAlchemy tells of the first of its
+        overlapping checkins only, so that it seems to be in use.
+        """
+        loop = self._loop
+        self.retire()
+        if self._turns is None and loop is not None and not loop.is_closed():
+            return
+        self._close_present()
+
+    def leave(self) -> None:
+        """Close every connection, at the process's end, for nobody uses one any more."""
+        self.retire()
+        self._close_present()
+
+    def _close_present(self) -> None:
+        for connection in self._present():
+            owner = connection.owner()
+            if owner is not None:
+                owner.close()
+
+    def cut(self, dbapi_connection: DBAPIConnection) -> None:
+        """Close a connection of an asynchronous driver where nothing can be awaited."""
+        for connection in self._open:
+            if connection.dbapi_connection is dbapi_connection:
+                connection.cut(dbapi_connection)
 
     def _close_idle(self) -> None:
         engine = self._engine()
@@ -340,7 +355,7 @@ class PoolMonitor:
                 return
             # Threads that have connections of the old pool keep them until their checkin.
             engine.dispose(close=False)
-            pool.dispose()
+            _dispose(pool)
         elif self._turns is not None:
             for connection in self._present():
                 self._close_if_idle(connection)
@@ -371,6 +386,8 @@ class PoolMonitor:
         for connection in connections:
             if connection.dbapi_connection is None:
                 self._forget(connection)
+            elif self._turns is not None:
+                connection.users = connection.count_users()
         return [c for c in connections if c.dbapi_connection is not None]
 
     def counts(self) -> PoolCounts:
@@ -388,48 +405,13 @@ class PoolMonitor:
         )
 
 
-def open_connection(holder: ManagesConnection) -> OpenConnection | None:
-    """Find what is known of the connection that a pool's record, or its proxy, has.
+def _dispose(pool: Pool) -> None:
+    """Close all idle connections of a pool.
 
-    :return: ``None`` where it is another engine's, or could not be made.
+    A cancellation, or what a signal's handler raises, breaks off the goodbye of one of them only.
     """
-    return _record_info(holder).get(_INFO)
-
-
-def _record_info(holder: ManagesConnection) -> dict[str, Any]:
-    info = holder.record_info
-    return {} if info is None else info  # the proxy of a detached connection has none
-
-
-@event.listens_for(WatchedPool, "checkout")
-def _on_checkout(
-    dbapi_connection: DBAPIConnection, entry: ConnectionPoolEntry, proxy: PoolProxiedConnection
-) -> None:
-    connection = open_connection(entry)
-    if connection is not None:
-        connection.monitor.on_checkout(connection, dbapi_connection, proxy)
-
-
-@event.listens_for(WatchedPool, "checkin")
-def _on_checkin(dbapi_connection: DBAPIConnection | None, entry: ConnectionPoolEntry) -> None:
-    connection = open_connection(entry)
-    if connection is not None:
-        connection.monitor.on_checkin(connection, dbapi_connection, entry)
-
-
-@event.listens_for(WatchedPool, "invalidate")
-def _on_invalidate(
-    dbapi_connection: DBAPIConnection,
-    entry: ConnectionPoolEntry,
-    error: BaseException | None,
-) -> None:
-    connection = open_connection(entry)
-    if connection is not None:
-        connection.monitor.on_invalidate()
-
-
-@event.listens_for(WatchedPool, "detach")
-def _on_detach(dbapi_connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
-    connection = open_connection(entry)  # or one that has taken its place in the record since
-    if connection is not None:
-        connection.monitor.on_detach(dbapi_connection)
+    try:
+        pool.dispose()
+    except BaseException:
+        _dispose(pool)
+        raise

@@ -17,11 +17,13 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool, Pool, QueuePool, StaticPool
 
 from .errors import EngineOptionsError
-from .sqlite import is_memory
+from .sqlite import OPTIONS as SQLITE_OPTIONS
+from .sqlite import SQLiteSettings, check_option, is_memory, settings
 from .urls import hide_secrets, list_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from collections.abc import Set as AbstractSet
 
     from .urls import DatabaseKey
 
@@ -29,12 +31,15 @@ __all__ = (
     "DEFAULTS",
     "Layer",
     "ResolvedOptions",
+    "async_dialect",
+    "check_async_session_options",
     "check_count",
     "check_options",
     "check_session_options",
     "conflict",
     "request",
     "resolve",
+    "sync_dialect",
 )
 
 #: pool_recycle stays under the eight hours of MySQL's wait_timeout and the one hour after
@@ -45,7 +50,11 @@ DEFAULTS: Mapping[str, Any] = {
     "pool_recycle": 3600,
     "pool_use_lifo": True,
     "ping_if_idle": 1.0,
+    **SQLITE_OPTIONS,
 }
+
+# What is not for create_engine.
+_OWN = frozenset(("ping_if_idle", *SQLITE_OPTIONS))
 
 # create_engine's names of the parameters that the pools' constructors call otherwise; see the
 # ``pool_*`` entries in https://docs.sqlalchemy.org/en/21/core/engines.html
@@ -55,6 +64,13 @@ _POOL_PREFIXED = frozenset(
 
 # The pool's own plumbing: create_engine supplies these itself.
 _POOL_INTERNAL = frozenset(("self", "creator", "dialect", "args", "kw", "kwargs"))
+
+_ASYNC_DRIVERS = {
+    "postgresql": "postgresql+psycopg:// or postgresql+asyncpg://",
+    "mysql": "mysql+asyncmy:// or mysql+aiomysql://",
+    "mariadb": "mariadb+asyncmy:// or mariadb+aiomysql://",
+    "sqlite": "sqlite+aiosqlite://",
+}
 
 _WHOLE_NUMBERS = frozenset(("pool_size", "max_overflow"))
 _SECONDS = frozenset(("pool_timeout", "pool_recycle", "ping_if_idle"))
@@ -80,11 +96,13 @@ class ResolvedOptions:
     :param arguments: the keyword arguments for ``create_engine``.
     :param ping_if_idle: seconds idle after which a connection is tested at checkout, or
         ``None`` for no test.
+    :param sqlite: what connections are set to, on SQLite.
     """
 
     requested: Mapping[str, Any] = field(repr=False)
     arguments: Mapping[str, Any] = field(repr=False)
     ping_if_idle: float | None
+    sqlite: SQLiteSettings | None
 
 
 def check_options(layer: Layer) -> Layer:
@@ -93,14 +111,9 @@ def check_options(layer: Layer) -> Layer:
     ``pool_pre_ping`` and ``ping_if_idle`` speak of one thing: ``pool_pre_ping=True`` asks for
     the liveness test, with its window; ``pool_pre_ping=False`` is ``ping_if_idle=None``.
 
-    :raises EngineOptionsError: when a number is none or out of its range, or the two
-        contradict each other.
+    :raises EngineOptionsError: when a value cannot be, or the two contradict each other.
     """
-    if not isinstance(layer.options, Mapping):
-        raise EngineOptionsError(
-            f"{layer.origin}: options are a mapping of name -> value, not"
-            f" {hide_secrets(layer.options)}"
-        )
+    _check_mapping(layer.origin, "options", layer.options)
     reserved = layer.options.keys() & {"url", "_initialize", "_is_async"}
     if reserved:
         raise EngineOptionsError(f"{layer.origin}: {list_names(reserved)} cannot be set there")
@@ -108,28 +121,52 @@ def check_options(layer: Layer) -> Layer:
         name: dict(value) if isinstance(value, dict) else value
         for name, value in layer.options.items()
     }
+    if options.get("connect_args") is not None:
+        _check_mapping(layer.origin, "connect_args", options["connect_args"])
     for name in options.keys() & (_WHOLE_NUMBERS | _SECONDS):
         _check_number(layer.origin, name, options[name])
+    for name in options.keys() & SQLITE_OPTIONS.keys():
+        try:
+            options[name] = check_option(name, options[name])
+        except ValueError as error:
+            raise EngineOptionsError(
+                f"{layer.origin}: {name} must be {error}, not {hide_secrets(options[name])}"
+            ) from None
+    _check_pool(layer.origin, options)
+    if "pool_pre_ping" in options and "ping_if_idle" in options:
+        _check_liveness(layer.origin, options)
+        del options["pool_pre_ping"]
+    return Layer(layer.origin, options)
+
+
+def _check_mapping(origin: str, name: str, value: object) -> None:
+    if not isinstance(value, Mapping):  # which is not shown: it may be anything
+        raise EngineOptionsError(
+            f"{origin}: {name} must be a mapping of name -> value, not {type(value).__name__}"
+        )
+
+
+def _check_pool(origin: str, options: Mapping[str, Any]) -> None:
     if "pool" in options:
         raise EngineOptionsError(
-            f"{layer.origin}: a pool object belongs to the process that made it, and engines are"
-            " made in each: name its class and its source, poolclass= and creator="
+            f"{origin}: a pool object belongs to the process that made it, and engines are made in"
+            " each: name its class and its source, poolclass= and creator="
         )
     pool_class = options.get("poolclass")
     if pool_class is not None and not (
         isinstance(pool_class, type) and issubclass(pool_class, Pool)
     ):
         raise EngineOptionsError(
-            f"{layer.origin}: poolclass={hide_secrets(pool_class)} is no class of pools"
+            f"{origin}: poolclass={hide_secrets(pool_class)} is no class of pools"
         )
-    if "pool_pre_ping" in options and "ping_if_idle" in options:
-        if bool(options["pool_pre_ping"]) is (options["ping_if_idle"] is None):
-            both = {name: options[name] for name in ("pool_pre_ping", "ping_if_idle")}
-            raise EngineOptionsError(
-                f"{layer.origin}: {hide_secrets(both)} contradict each other; name one of them"
-            )
-        del options["pool_pre_ping"]
-    return Layer(layer.origin, options)
+
+
+def _check_liveness(origin: str, options: Mapping[str, Any]) -> None:
+    if bool(options["pool_pre_ping"]) is (options["ping_if_idle"] is None):
+        both = {name: options[name] for name in ("pool_pre_ping", "ping_if_idle")}
+        raise EngineOptionsError(
+            f"{origin}: {hide_secrets(both)} contradict each other; name one of them"
+        )
 
 
 def _check_number(origin: str, name: str, value: object) -> None:
@@ -149,17 +186,48 @@ def check_session_options(options: Mapping[str, Any]) -> None:
 
     :raises EngineOptionsError: when the session's class does not know one.
     """
-    if not isinstance(options, Mapping):
-        raise EngineOptionsError(
-            f"session_options: options are a mapping of name -> value, not {hide_secrets(options)}"
-        )
+    _check_session_mapping(options)
+    session_class = _check_class("class_", options.get("class_", Session), Session)
+    _check_session_names(session_class, options.keys() - {"class_"})
+
+
+def check_async_session_options(options: Mapping[str, Any]) -> None:
+    """Check the names of options for ``async_sessionmaker``.
+
+    :raises EngineOptionsError: when neither the session's class nor that of the synchronous
+        session inside it knows one.
+    """
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+    _check_session_mapping(options)
+    session_class = _check_class("class_", options.get("class_", AsyncSession), AsyncSession)
+    half = options.get("sync_session_class") or session_class.sync_session_class
+    _check_class("sync_session_class", half, Session)
+    own = {"class_", *inspect.signature(session_class.__init__).parameters}
+    if session_class.__init__ is AsyncSession.__init__:  # or another may take what it likes
+        _check_session_names(half, options.keys() - own)
+
+
+def _check_session_mapping(options: Mapping[str, Any]) -> None:
+    _check_mapping("the manager's session_options", "options", options)
     if "bind" in options:
         raise EngineOptionsError("session_options: bind is each session's own database")
-    session_class = options.get("class_", Session)
+
+
+def _check_class(name: str, value: Any, base: type[Any]) -> Any:
+    if not isinstance(value, type) or not issubclass(value, base):
+        raise EngineOptionsError(
+            f"session_options: {name} must be a subclass of {base.__name__}, not"
+            f" {hide_secrets(value)}"
+        )
+    return value
+
+
+def _check_session_names(session_class: type[Any], names: AbstractSet[str]) -> None:
     known = inspect.signature(session_class.__init__).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         return
-    unknown = options.keys() - known.keys() - {"class_"}
+    unknown = names - known.keys()
     if unknown:
         raise EngineOptionsError(
             f"session_options: {session_class.__name__} does not take {list_names(unknown)}"
@@ -177,6 +245,35 @@ def check_count(name: str, value: object) -> None:
         )
 
 
+def sync_dialect(key: DatabaseKey) -> Any:
+    """Give the class of a database's dialect, which is typed without ``get_pool_class``.
+
+    :raises EngineOptionsError: when its driver is asynchronous.
+    """
+    dialect = key.url.get_dialect()
+    if dialect.is_async:
+        raise EngineOptionsError(
+            f"database {key.describe()}: {dialect.driver} is an asynchronous driver; name a"
+            " synchronous one"
+        )
+    return dialect
+
+
+def async_dialect(key: DatabaseKey) -> Any:
+    """Give the class of a database's asynchronous dialect.
+
+    :raises EngineOptionsError: when its driver is not asynchronous.
+    """
+    dialect = key.url.get_dialect(_is_async=True)
+    if not dialect.is_async:
+        known = _ASYNC_DRIVERS.get(key.url.get_backend_name())
+        raise EngineOptionsError(
+            f"database {key.describe()}: {dialect.driver} is no asynchronous driver; name one"
+            + (f" in the URL, {known}" if known else "")
+        )
+    return dialect
+
+
 def request(layers: Sequence[Layer]) -> dict[str, Any]:
     """Merge layers of options over the defaults.
 
@@ -189,7 +286,12 @@ def request(layers: Sequence[Layer]) -> dict[str, Any]:
 
 
 def resolve(
-    key: DatabaseKey, requested: Mapping[str, Any], layers: Sequence[Layer], *, pooled: bool
+    key: DatabaseKey,
+    dialect: Any,
+    requested: Mapping[str, Any],
+    layers: Sequence[Layer],
+    *,
+    pooled: bool,
 ) -> ResolvedOptions:
     """Fit the options that were asked for to the pool class of one database.
 
@@ -198,21 +300,16 @@ def resolve(
     Options that a pool class *chosen here* does not take are set aside.
 
     :param key: the database.
+    :param dialect: the class of its dialect.
     :param requested: the merged layers.
     :param layers: the layers that they come from.
     :param pooled: whether connections are to be kept.
     :raises EngineOptionsError: when a layer names a pool class together with, or before, an
-        option that the class does not take.
+        option that the class does not take; or when SQLite's busy timeout is named twice.
     """
-    arguments = {name: value for name, value in requested.items() if name != "ping_if_idle"}
+    arguments = {name: value for name, value in requested.items() if name not in _OWN}
     ping_if_idle: float | None = requested["ping_if_idle"]
 
-    dialect: Any = key.url.get_dialect()  # typed without get_pool_class, which all have
-    if dialect.is_async:
-        raise EngineOptionsError(
-            f"database {key.describe()}: {dialect.driver} is an asynchronous driver; name a"
-            " synchronous one"
-        )
     # Classes of pools; typed so, mypy would take them for unhashable.
     kept: Any = StaticPool if is_memory(key.url) else dialect.get_pool_class(key.url)
     explicit = _explicit_pool(layers)
@@ -236,10 +333,38 @@ def resolve(
         # The one connection is the database: it must not be recycled, and every thread uses it.
         arguments.pop("pool_recycle", None)
         ping_if_idle = None
-        if chosen is StaticPool:
+        if issubclass(chosen, (StaticPool, QueuePool)):
+            # One thread at a time, or SQLite's own lock; for files SQLAlchemy has it so.
             connect_args = arguments.get("connect_args", {})
             arguments["connect_args"] = {"check_same_thread": False, **connect_args}
-    return ResolvedOptions(requested, arguments, ping_if_idle)
+    sqlite = None
+    if key.url.get_backend_name() == "sqlite":
+        requested = _with_drivers_timeout(key, requested, layers)
+        shared = issubclass(chosen, StaticPool)
+        sqlite = settings(key.url, requested, _named(layers), shared=shared)
+    return ResolvedOptions(requested, arguments, ping_if_idle, sqlite)
+
+
+def _named(layers: Sequence[Layer]) -> set[str]:
+    return {name for layer in layers for name in layer.options}
+
+
+def _with_drivers_timeout(
+    key: DatabaseKey, requested: Mapping[str, Any], layers: Sequence[Layer]
+) -> Mapping[str, Any]:
+    """Take SQLite's busy timeout from where the driver is given it, where that is."""
+    connect_args = requested.get("connect_args") or {}
+    given = connect_args.get("timeout", key.url.query.get("timeout"))
+    if given is None:
+        return requested
+    named = requested["sqlite_busy_timeout"]
+    if "sqlite_busy_timeout" in _named(layers) and named is not None:
+        raise EngineOptionsError(
+            f"database {key.describe()}: sqlite_busy_timeout={named}, and"
+            f" timeout={hide_secrets(given)} in connect_args or the URL, are the same thing for"
+            " SQLite's driver. Drop one of the two"
+        )
+    return {**requested, "sqlite_busy_timeout": float(given)}
 
 
 def merge(base: Mapping[str, Any], layer: Layer) -> dict[str, Any]:

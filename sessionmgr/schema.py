@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from time import sleep
 from typing import TYPE_CHECKING
 
 from sqlalchemy import inspect
@@ -11,6 +12,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 
 from . import forking
 from .drift import drift
+from .greenlets import sleep_in_greenlet
 from .serverlock import server_lock
 from .transient import is_contention, is_creation_race
 
@@ -33,7 +35,7 @@ def has_tables(engine: Engine, metadata: MetaData) -> bool:
     """
     with forking.gate.section():
         configure_mappers()
-    return _attempts()(_look, engine, metadata)
+    return _attempts(engine)(_look, engine, metadata)
 
 
 def create_tables(
@@ -51,11 +53,12 @@ def create_tables(
     :param timeout: seconds to wait for the lock of a server; default: 60.
     :raises SchemaLockError: when a server does not grant the lock in time.
     """
-    _attempts()(_create_under_lock, engine, metadata, database, timeout)
+    _attempts(engine)(_create_under_lock, engine, metadata, database, timeout)
 
 
-def _attempts() -> Retrying:
+def _attempts(engine: Engine) -> Retrying:
     return Retrying(
+        sleep=sleep_in_greenlet if engine.dialect.is_async else sleep,
         stop=stop_after_attempt(ATTEMPTS),
         wait=wait_random_exponential(multiplier=0.01, min=0.01, max=1.0),
         retry=retry_if_exception(lambda error: is_creation_race(error) or is_contention(error)),
@@ -105,7 +108,8 @@ def upgrade_tables(
     :raises SchemaLockError: when a server does not grant the lock in time.
     """
     done: list[list[str]] = []
-    while _attempts()(_upgrade_under_lock, engine, metadata, database, whole, timeout, done):
+    attempts = _attempts(engine)
+    while attempts(_upgrade_under_lock, engine, metadata, database, whole, timeout, done):
         pass
     return [statement for step in done for statement in step]
 

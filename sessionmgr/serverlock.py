@@ -123,9 +123,23 @@ class RunLock:
     def release(self) -> None:
         """Let the lock go, if it is held."""
         connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(DBAPIError):  # it was lost, and the lock with it
-                connection.close()
+        if connection is None:
+            return
+        with suppress(DBAPIError):  # it was lost, and the lock with it
+            if not connection.invalidated:
+                self._let_go(connection)
+        with suppress(DBAPIError):
+            connection.close()
+
+    def _let_go(self, connection: Connection) -> None:
+        """Tell the server, which notices the end of a connection when it comes to it.
+
+        psycopg2 sends no ROLLBACK in autocommit.
+        """
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("ROLLBACK")
+        else:
+            _release_lock(connection, self._purpose)
 
 
 def _number(purpose: str) -> int:
@@ -171,7 +185,7 @@ def _named_lock(
         yield
     finally:
         if not connection.invalidated:  # else the server has freed it
-            connection.execute(text(f"SELECT release_lock({_lock_name(purpose)})"))
+            _release_lock(connection, purpose)
 
 
 def _lock_error(purpose: str, database: str, timeout: int, find: str) -> SchemaLockError:
@@ -183,6 +197,10 @@ def _lock_error(purpose: str, database: str, timeout: int, find: str) -> SchemaL
 
 def _get_lock(connection: Connection, purpose: str, timeout: int) -> bool:
     return bool(connection.scalar(text(f"SELECT get_lock({_lock_name(purpose)}, {timeout})")))
+
+
+def _release_lock(connection: Connection, purpose: str) -> None:
+    connection.execute(text(f"SELECT release_lock({_lock_name(purpose)})"))
 
 
 def _lock_name(purpose: str) -> str:

@@ -45,6 +45,9 @@ forked_files: set[FileIdentity] = set()
 _inherited: list[object] = []
 ctypes.pythonapi.Py_IncRef(ctypes.py_object(_inherited))
 
+#: Seconds for aiosqlite's thread to close its connection.
+_CLOSE_WAIT = 5.0
+
 _dead: tuple[int, tuple[int, int]] | None = None
 
 
@@ -52,7 +55,8 @@ class OpenConnection:
     """One DBAPI connection: what severs it, and the counts that the pool's events keep.
 
     The counts are written by the thread that has the connection checked out, so they need no
-    lock. (Where a pool has threads share one, as StaticPool does, they may miss some.)
+    lock. (Where a pool has threads share one, as StaticPool does, they may miss some; ``users``
+    does not.)
     """
 
     __slots__ = (
@@ -66,6 +70,7 @@ class OpenConnection:
         "leaves",
         "monitor",
         "owner",
+        "proxies",
         "proxy",
         "tests",
         "users",
@@ -92,6 +97,8 @@ class OpenConnection:
         #: after it was made, and a fork may come between.
         self.fresh: DBAPIConnection | None = dbapi_connection
         self.proxy: weakref.ref[PoolProxiedConnection] | None = None
+        #: the proxies of those who share it, where the pool has threads or tasks do that
+        self.proxies: tuple[weakref.ref[PoolProxiedConnection], ...] = ()
         self.checkouts = self.tests = self.users = 0
         #: time.monotonic() of the last checkin; None before it.
         self.idle_since: float | None = None
@@ -117,10 +124,56 @@ class OpenConnection:
                 return held.dbapi_connection
         return None if self.owner() is None else self.fresh
 
+    def share(self, proxy: PoolProxiedConnection) -> None:
+        """Take note of one more who shares the connection. For one thread at a time."""
+        self.proxies = (*filter(_is_out, self.proxies), weakref.ref(proxy))
+
+    def count_users(self) -> int:
+        """Count those who share it, for SQLAlchemy tells of the first of their checkins only."""
+        return sum(map(_is_out, self.proxies))
+
     def detach(self) -> None:
         """Follow a connection that leaves its pool for good, with the proxy that has it."""
         if self.proxy is not None:
             self.owner = self.proxy
+
+    def cut(self, dbapi_connection: DBAPIConnection) -> None:
+        """Close the connection where its event loop cannot: it is closed, or in another thread.
+
+        The server sees the end at once. The driver's object learns of it as far as it can.
+
+        :param dbapi_connection: the connection, which may have left its record by now.
+        """
+        self._lay_dead_socket()
+        driver: Any = self._dialect.get_driver_connection(dbapi_connection)
+        finish = getattr(getattr(driver, "pgconn", None), "finish", None)  # psycopg
+        with suppress(Exception):  # "Event loop is closed"
+            if finish is not None:
+                finish()
+            else:
+                self._dialect.do_terminate(dbapi_connection)
+            if self.file is not None:
+                driver._thread.join(_CLOSE_WAIT)  # aiosqlite's closes the file, and ends
+
+    def shut_down(self) -> None:
+        """Shut the socket down, in the process that has the connection.
+
+        Whoever waits for an answer on it gets an error of the driver's. Any thread may do this;
+        no fork may come meanwhile.
+        """
+        if self._socket is None:
+            return
+        with suppress(OSError):  # it was closed
+            # A copy stays what it is, while the connection's own number may become another file's.
+            copy = os.dup(self._descriptor)
+            try:
+                if _socket_identity(copy) == self._socket:
+                    with socket.socket(fileno=copy) as end:
+                        copy = -1
+                        end.shutdown(socket.SHUT_RDWR)
+            finally:
+                if copy >= 0:
+                    os.close(copy)
 
     def sever(self) -> None:
         """Make the connection harmless in a forked child. Takes no lock and never raises."""
@@ -135,6 +188,9 @@ class OpenConnection:
                 holder.dbapi_connection = severed
         if self.file is not None:
             forked_files.add(self.file)
+        self._lay_dead_socket()
+
+    def _lay_dead_socket(self) -> None:
         # The number may be another file's by now, where user code has closed it behind the
         # driver's back. The socket's inode tells.
         if self._socket is not None and _socket_identity(self._descriptor) == self._socket:
@@ -146,6 +202,12 @@ def _lay_dead_socket_over(descriptor: int) -> None:
         os.dup2(_dead_socket(), descriptor, inheritable=False)
     except OSError:  # no descriptor is left for a dead socket
         os.close(descriptor)
+
+
+def _is_out(proxy: weakref.ref[PoolProxiedConnection]) -> bool:
+    """Tell whether a proxy was not checked in yet."""
+    found = proxy()
+    return found is not None and found.dbapi_connection is not None
 
 
 class SeveredConnection:

@@ -42,11 +42,13 @@ _LOST_NUMBERS = frozenset((1047, 1053, 1927, 2002, 2003, 2006, 2013, 2055))
 # Too many connections.
 _FULL_NUMBER = 1040
 
-# libpq gives no SQLSTATE for an attempt to connect, only the text.
+# libpq gives no SQLSTATE for an attempt to connect, only the text. The last two are asyncio's and
+# asyncpg's.
 _LOST_TEXTS = re.compile(
     r"connection refused|connection reset|server closed the connection"
     r"|the database system is (starting up|shutting down|in recovery|not yet accepting)"
-    r"|timeout expired|connection timeout|on socket .* failed: no such file",
+    r"|timeout expired|connection timeout|on socket .* failed: no such file"
+    r"|connect call failed|unexpected connection_lost",
     re.IGNORECASE,
 )
 _FULL_TEXTS = re.compile(

@@ -64,8 +64,8 @@ Task = tuple[str, str, int]
 class WorkerPool:
     """A billiard pool of workers that share one manager, and the stores made from it.
 
-    Its context ends the workers: politely after the last answer, by signals when it is left by
-    an exception or a worker was killed.
+    Its context ends the workers: politely after what was sent to them, by signals when one of
+    them was killed, or they have not left in time.
     """
 
     def __init__(
@@ -167,7 +167,9 @@ class WorkerPool:
     ) -> None:
         with _interrupts_held():
             self._pool.close()  # ends the thread that would replace workers
-            if kind is None and not self._killed and self._left():
+            # Billiard's handler of SIGTERM raises wherever a worker is, in the midst of a commit
+            # too, so it is for those that do not leave by themselves.
+            if not self._killed and self._left():
                 self._pool.join()
             else:
                 self._end_workers()

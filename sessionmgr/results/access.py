@@ -16,8 +16,8 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sessionmgr import forking
 from sessionmgr.errors import ResultArgumentError
 from sessionmgr.manager import SessionManager
-from sessionmgr.monitor import open_connection
 from sessionmgr.options import Layer, check_count, check_options
+from sessionmgr.pools import open_connection
 from sessionmgr.sqlite import is_memory
 from sessionmgr.transactions import transient_retries
 from sessionmgr.transient import is_transient

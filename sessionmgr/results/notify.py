@@ -262,6 +262,10 @@ class Listener:
                 self._lets_go = True
                 self._let_go.wait_for(lambda: not self._lets_go, 2 * SLICE)
 
+    def _leave(self) -> None:
+        """Close the connection at the end of the process."""
+        self.dispose()
+
     def _before_fork(self, deadline: float) -> None:
         """Let the connection be: the child's copy is severed."""
 
