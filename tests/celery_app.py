@@ -5,13 +5,15 @@ Its broker is a folder, named by the environment: it needs no server.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
 from celery import Celery
 from celery.signals import worker_init
 
-from sessionmgr import SessionManager
+from sessionmgr import AsyncSessionManager, SessionManager
+from tests.async_helpers import scalar
 from tests.processes import backend_ids
 
 FOLDER = "SESSIONMGR_TEST_CELERY_FOLDER"
@@ -45,6 +47,7 @@ def make_app(folder: Path) -> Celery:
 
 app = make_app(Path(os.environ[FOLDER])) if FOLDER in os.environ else None
 manager = SessionManager()
+async_manager = AsyncSessionManager()
 
 if os.environ.get(MARK_WORKER):
 
@@ -60,3 +63,18 @@ if app is not None:
     def backends(url: str) -> list[int]:
         """Return the server's ids of the connections of three sessions."""
         return backend_ids(manager, url)
+
+    @app.task(name="in_loops")
+    def in_loops(url: str, times: int) -> list[int]:
+        """Run some event loops one after the other, and return what they asked a database for."""
+        return [number for _ in range(times) for number in asyncio.run(ask(url))]
+
+
+async def ask(url: str) -> list[int]:
+    """Open more sessions at once than a pool keeps."""
+
+    async def one(number: int) -> int:
+        async with await async_manager.session_factory(url) as session:
+            return int(await scalar(session, f"SELECT {number}"))
+
+    return list(await asyncio.gather(*map(one, range(8))))

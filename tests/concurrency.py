@@ -1,7 +1,8 @@
-"""Forked children and threads that start together, and whose failures are the test's."""
+"""Forked children, and threads or tasks, that start together, and whose failures are the test's."""
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import pickle
@@ -12,6 +13,9 @@ import traceback
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import pytest
+
+from sessionmgr.greenlets import in_greenlet
+from tests.async_facade import in_new_loop, in_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -58,10 +62,14 @@ in_both_phases = pytest.mark.parametrize("call", [here, in_child], ids=["unforke
 def in_threads(functions: Iterable[Callable[[], T]], timeout: float = 60.0) -> list[T]:
     """Call each function in a thread of its own, all at once, and return their results.
 
+    In a test that is run for AsyncSessionManager it is a task of the test's loop.
+
     :param timeout: seconds until all must have returned.
     :raises BaseException: the first that one of them raised.
     """
     calls = list(functions)
+    if in_greenlet():
+        return in_tasks(calls, timeout)
     barrier = threading.Barrier(len(calls))
     results: list[Any] = [None] * len(calls)
     errors: list[BaseException] = []
@@ -96,6 +104,8 @@ def _fork(function: Callable[[], Any], started: int, start: int) -> tuple[int, C
 
 
 def _run_child(function: Callable[[], Any], started: int, sender: Connection) -> NoReturn:
+    if in_greenlet():  # the loop is the parent's
+        function = functools.partial(in_new_loop, function)
     try:
         os.read(started, 1)  # ends when the parent, who has forked them all, closes the other end
         try:

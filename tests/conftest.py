@@ -13,13 +13,18 @@ import psutil
 import pytest
 import sqlalchemy
 
+from sessionmgr import SessionManager
+from tests.async_facade import BlockingManager, event_loop, in_test_loop, twin
 from tests.helpers import wait_until
-from tests.servers import DRIVERS, Database, MissingServerError, Servers
+from tests.servers import ASYNC_DRIVERS, DRIVERS, TWINS, Database, MissingServerError, Servers
 from tests.servers.process import MISSING, ServerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from sqlalchemy import URL
+
+    from tests.async_facade import ManagerClass
     from tests.servers.mariadb import MariaDB
     from tests.servers.postgresql import PostgreSQL
     from tests.servers.redis import Redis
@@ -56,8 +61,21 @@ def pytest_configure_node(node: Any) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests that may take longest: at the end, one would keep a single core busy."""
+    """Begin with the tests that may take longest: at the end, one would keep a single core busy.
+
+    Cases of AsyncSessionManager that a test does not want are left out.
+    """
+    items[:] = filter(is_wanted, items)
     items.sort(key=time_allowed, reverse=True)
+
+
+def is_wanted(item: pytest.Item) -> bool:
+    """Return whether a case for AsyncSessionManager is among the ``twin_cases`` of its test."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    if parameters.get("manager_class") != "async":
+        return True
+    wanted = [pair for mark in item.iter_markers("twin_cases") for pair in mark.kwargs.items()]
+    return all(parameters[name] in values for name, values in wanted if name in parameters)
 
 
 def time_allowed(item: pytest.Item) -> float:
@@ -131,18 +149,22 @@ def make_database(request: pytest.FixtureRequest) -> Iterator[Callable[..., Data
     """Return a function that creates a database, which is dropped after the test.
 
     ``make_database(driver, server=None)``: the driver is one of
-    :data:`~tests.servers.server.DRIVERS`. Without a server it is the shared one of its kind; on
-    another the database stays, and goes with the server.
+    :data:`~tests.servers.server.DRIVERS`, and stands for its twin in a test that is run for
+    AsyncSessionManager; or one of :data:`~tests.servers.server.ASYNC_DRIVERS`. Without a server it
+    is the shared one of its kind; on another the database stays, and goes with the server.
     """
     drops = contextlib.ExitStack()
 
     def make(driver: str, server: PostgreSQL | MariaDB | None = None) -> Database:
-        module = DRIVERS[driver].split("+")[1].replace("mysqldb", "MySQLdb")
+        if is_async(request):
+            driver = TWINS[driver]
+        dialect = (DRIVERS | ASYNC_DRIVERS)[driver]
+        module = dialect.split("+")[1].replace("mysqldb", "MySQLdb")
         if importlib.util.find_spec(module) is None:
             raise MissingServerError(f"driver {driver}")
         if server is not None:
             return Database(server, server.create_database(), driver)
-        kind = "postgresql" if DRIVERS[driver].startswith("postgresql") else "mariadb"
+        kind = "postgresql" if dialect.startswith("postgresql") else "mariadb"
         shared = request.getfixturevalue(kind)
         database = Database(shared, shared.create_database(), driver)
         drops.callback(shared.drop_database, database.name)
@@ -150,6 +172,51 @@ def make_database(request: pytest.FixtureRequest) -> Iterator[Callable[..., Data
 
     with drops:
         yield make
+
+
+@pytest.fixture(params=["sync", "async"])
+def manager_class(request: pytest.FixtureRequest) -> Iterator[ManagerClass]:
+    """Return the class of managers: the test is run for SessionManager and its asynchronous twin.
+
+    For that it is run in an event loop, see :mod:`tests.async_facade`, and its databases are
+    reached by asynchronous drivers.
+    """
+    if request.param == "sync":
+        yield SessionManager
+        return
+    with event_loop():
+        yield BlockingManager
+
+
+def is_async(request: pytest.FixtureRequest) -> bool:
+    """Return whether a test is run for AsyncSessionManager."""
+    return (
+        "manager_class" in request.fixturenames
+        and request.getfixturevalue("manager_class") is BlockingManager
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test in a greenlet of its event loop, if it has one."""
+    if pyfuncitem.funcargs.get("manager_class") is not BlockingManager:
+        return None
+    names = pyfuncitem._fixtureinfo.argnames
+    arguments = {name: pyfuncitem.funcargs[name] for name in names}
+    in_test_loop(lambda: pyfuncitem.obj(**arguments))
+    return True
+
+
+@pytest.fixture
+def sqlite(request: pytest.FixtureRequest) -> str:
+    """Return what the URLs of SQLite databases begin with."""
+    return "sqlite+aiosqlite" if is_async(request) else "sqlite"
+
+
+@pytest.fixture
+def as_twin(request: pytest.FixtureRequest) -> Callable[[str | URL], str | URL]:
+    """Return what gives any URL an asynchronous driver, if the test is run for one."""
+    return twin if is_async(request) else lambda url: url
 
 
 @pytest.fixture(params=list(DRIVERS))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -16,8 +18,10 @@ if TYPE_CHECKING:
 
 Count = Callable[[], int]
 
-PINGS = ("statement: SELECT 1", "statement: ;")
-"""How the log shows the liveness tests of SQLAlchemy's dialects for psycopg2 and psycopg."""
+PINGS = ("statement: SELECT 1", "statement: ;", "statement: BEGIN; statement: ROLLBACK;")
+"""How the log shows the liveness tests of SQLAlchemy's dialects for psycopg2, psycopg and asyncpg.
+
+What asyncpg's has between these two is empty, and not logged."""
 
 
 def database_to_count(request: pytest.FixtureRequest, driver: str) -> Database:
@@ -70,7 +74,13 @@ def ping_counter(database: Database) -> Iterator[Count]:
     # for connections made from now on
     server.query(f"ALTER DATABASE {database.name} SET log_statement = 'all'")
     mark = server.log_mark()
-    yield lambda: sum(
-        f"@{database.name} " in line and line.endswith(PINGS)
-        for line in server.log_text(mark).splitlines()
-    )
+    yield lambda: count_pings(server.log_text(mark), database.name)
+
+
+def count_pings(log: str, name: str) -> int:
+    """Return how many liveness tests of a database stand in PostgreSQL's log."""
+    found, before = 0, defaultdict[str, str](str)
+    for backend, line in re.findall(rf"\[(\d+)\] \S+@{name} LOG:  (.*)", log):
+        found += f"{before[backend]} {line}".endswith(PINGS)
+        before[backend] = line
+    return found

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, TypeVar
 
+from sessionmgr.greenlets import in_greenlet, sleep_in_greenlet
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -39,4 +41,7 @@ def wait_until(condition: Callable[[], T], timeout: float = 30.0, message: str =
             raise AssertionError(
                 f"{message or condition} did not come true in {timeout:g} s: {outcome}"
             ) from failure
-        time.sleep(POLL_INTERVAL)
+        if in_greenlet():  # what is waited for may be the event loop's to do
+            sleep_in_greenlet(POLL_INTERVAL)
+        else:
+            time.sleep(POLL_INTERVAL)

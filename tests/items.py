@@ -58,7 +58,7 @@ def item_names(session: Session) -> list[str]:
 
 def open_transactions(database: Database) -> set[int]:
     """Return the server's ids of the connections to a database that are in a transaction."""
-    if database.driver.startswith("psycopg"):
+    if database.is_postgresql:
         rows = database.server.query(
             "SELECT pid FROM pg_stat_activity"
             " WHERE datname = %s AND backend_type = 'client backend' AND xact_start IS NOT NULL",

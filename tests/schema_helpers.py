@@ -78,10 +78,15 @@ def fail_always(metadata: MetaData, fail: Callable[..., None]) -> list[int]:
     return attempts
 
 
-def database_url(driver: str, make_database: Callable[..., Database], tmp_path: Path) -> URL | str:
-    """Return the URL of an empty database, in a file for the driver ``"sqlite"``."""
+def database_url(
+    driver: str, make_database: Callable[..., Database], tmp_path: Path, sqlite: str = "sqlite"
+) -> URL | str:
+    """Return the URL of an empty database, in a file for the driver ``"sqlite"``.
+
+    :param sqlite: what the file's URL begins with.
+    """
     if driver == "sqlite":
-        return f"sqlite:///{tmp_path / 'one.db'}"
+        return f"{sqlite}:///{tmp_path / 'one.db'}"
     return make_database(driver).url
 
 
@@ -92,7 +97,7 @@ def powerless_role(database: Database) -> Iterator[URL]:
     :return: the database's URL for that role.
     """
     role, server = f"role_{uuid.uuid4().hex[:12]}", database.server
-    if database.driver.startswith("psycopg"):
+    if database.is_postgresql:
         owner = create_engine(database.url, poolclass=NullPool)
 
         def as_owner(statement: str) -> None:

@@ -99,7 +99,15 @@ def test_errors_are_public() -> None:
 
 def test_importing_the_package_imports_no_extra() -> None:
     """The core needs SQLAlchemy and tenacity; drivers and integrations are imported when used."""
-    unwanted = [*OPTIONAL, "psycopg", "psycopg2", "pymysql", "MySQLdb", "sessionmgr.ext"]
+    unwanted = [
+        *OPTIONAL,
+        "platformdirs",
+        "psycopg",
+        "psycopg2",
+        "pymysql",
+        "MySQLdb",
+        "sessionmgr.ext",
+    ]
     code = f"import sys, sessionmgr; print([m for m in {unwanted!r} if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -129,7 +137,7 @@ def test_core_does_not_import_integrations() -> None:
 @pytest.mark.parametrize(
     ("owner", "called"),
     [
-        ("engines", {"create_engine"}),
+        ("engines", {"create_engine", "create_async_engine"}),
         ("forking", {"register_at_fork"}),
         ("schema", {"create_all", "drop_all"}),
     ],
@@ -143,7 +151,7 @@ def test_dangerous_calls_have_one_owner(owner: str, called: set[str]) -> None:
 def test_calls_of_the_owners_are_seen() -> None:
     """The check above sees the calls that are there."""
     seen = {source.stem: calls(source) for source in SOURCES}
-    assert "create_engine" in seen["engines"]
+    assert {"create_engine", "create_async_engine"} <= seen["engines"]
     assert "register_at_fork" in seen["forking"]
     assert "create_all" in seen["schema"]
 

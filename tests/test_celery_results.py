@@ -127,9 +127,13 @@ def test_result_is_looked_for_often(service: Service) -> None:
     Celery's backend looks once in vain, and then sleeps for half a second.
     """
     service.call("nap", 0.0)
+    counts = []
     with counted_statements(service.app.backend.store) as looks:
-        assert [service.call("nap", 0.05) for _ in range(10)] == [0.05] * 10
-    assert len(looks) >= 10 * 4
+        for _ in range(10):
+            before = len(looks)
+            assert service.call("nap", 0.05) == 0.05
+            counts.append(len(looks) - before)
+    assert max(counts) >= 4  # a busy machine may have let some of them wait
     assert len(set(looks)) == 1
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import make_url
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from sessionmgr import Base, SessionManager
 from tests.concurrency import in_both_phases, in_child
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import URL
 
+    from tests.async_facade import ManagerClass
     from tests.servers import Database
 
 
@@ -29,7 +30,7 @@ def recreate(database: Database) -> None:
     server.kill(*server.connections(name))
     wait_until(lambda: not server.connections(name))
     server.query(f"DROP DATABASE {name}")  # its grants stay in MariaDB
-    owner = f" OWNER {APP_USER}" if database.driver.startswith("psycopg") else ""
+    owner = f" OWNER {APP_USER}" if database.is_postgresql else ""
     server.query(f"CREATE DATABASE {name}{owner}")
 
 
@@ -43,12 +44,16 @@ def add_item(manager: SessionManager, dburi: str | URL, name: str) -> list[str]:
 
 @in_both_phases
 def test_each_database_gets_its_tables(
-    make_database: Callable[..., Database], tmp_path: Path, call: Callable
+    make_database: Callable[..., Database],
+    tmp_path: Path,
+    call: Callable,
+    manager_class: ManagerClass,
+    sqlite: str,
 ) -> None:
     """Every database that a manager meets gets the tables, whatever its kind and order."""
     urls = [make_database(driver).url for driver in ("psycopg", "psycopg", "pymysql", "pymysql")]
-    urls.append(make_url(f"sqlite:///{tmp_path / 'one.db'}"))
-    with SessionManager(metadata=ItemBase.metadata) as manager:
+    urls.append(make_url(f"{sqlite}:///{tmp_path / 'one.db'}"))
+    with manager_class(metadata=ItemBase.metadata) as manager:
 
         def add_to_each() -> list[list[str]]:
             return [
@@ -58,7 +63,9 @@ def test_each_database_gets_its_tables(
         assert call(add_to_each) == [[f"row of {position}"] for position in range(len(urls))]
 
 
-def test_default_metadata_is_of_the_base(tmp_path: Path) -> None:
+def test_default_metadata_is_of_the_base(
+    tmp_path: Path, manager_class: ManagerClass, sqlite: str
+) -> None:
     """A manager without ``metadata`` prepares the classes of ``sessionmgr.Base``."""
 
     def prepare() -> int:
@@ -66,20 +73,22 @@ def test_default_metadata_is_of_the_base(tmp_path: Path) -> None:
             __table__ = Item.__table__.to_metadata(Base.metadata)
 
         with (
-            SessionManager() as manager,
-            manager.begin(f"sqlite:///{tmp_path / 'one.db'}") as session,
+            manager_class() as manager,
+            manager.begin(f"{sqlite}:///{tmp_path / 'one.db'}") as session,
         ):
             session.add(Thing(name="thing"))
             return count_items(session)
 
     assert in_child(prepare) == 1
-    assert SessionManager().metadata is Base.metadata
+    assert manager_class().metadata is Base.metadata
 
 
-def test_state_is_per_database(make_database: Callable[..., Database]) -> None:
+def test_state_is_per_database(
+    make_database: Callable[..., Database], manager_class: ManagerClass
+) -> None:
     """Engine, sessionmaker, preparation and counts of one database are not another's."""
     first, second = make_database("psycopg"), make_database("pymysql")
-    with SessionManager(metadata=ItemBase.metadata, pooling="always") as manager:
+    with manager_class(metadata=ItemBase.metadata, pooling="always") as manager:
         add_item(manager, first.url, "row")
         engine, factory = manager.create_session(second.url)
         assert manager.get_engine(first.url) is not engine
@@ -94,22 +103,26 @@ def test_state_is_per_database(make_database: Callable[..., Database]) -> None:
         )
 
 
-def test_database_that_fails_leaves_others_alone(make_database: Callable[..., Database]) -> None:
+def test_database_that_fails_leaves_others_alone(
+    make_database: Callable[..., Database], manager_class: ManagerClass
+) -> None:
     """A database that cannot be reached is none of another's business, on the same server."""
     database = make_database("psycopg")
-    with SessionManager(metadata=ItemBase.metadata, pooling="always") as manager:
+    with manager_class(metadata=ItemBase.metadata, pooling="always") as manager:
         add_item(manager, database.url, "before")
-        with pytest.raises(OperationalError, match="does not exist"):
+        with pytest.raises(DBAPIError, match="does not exist"):
             manager.session_factory(database.url.set(database="no_such_database"))
         assert add_item(manager, database.url, "after") == ["after", "before"]
         assert manager.prepared == {str(database.url)}
         assert len(database.connections()) == 1
 
 
-def test_invalidate_leaves_others_alone(make_database: Callable[..., Database]) -> None:
+def test_invalidate_leaves_others_alone(
+    make_database: Callable[..., Database], manager_class: ManagerClass
+) -> None:
     """Invalidating one database keeps the engines and server connections of the others."""
     first, second = make_database("psycopg"), make_database("psycopg")
-    with SessionManager(metadata=ItemBase.metadata, pooling="always") as manager:
+    with manager_class(metadata=ItemBase.metadata, pooling="always") as manager:
         for database in (first, second):
             add_item(manager, database.url, "row")
         engines = [manager.get_engine(database.url) for database in (first, second)]
@@ -128,11 +141,14 @@ def test_invalidate_leaves_others_alone(make_database: Callable[..., Database]) 
 
 
 @pytest.mark.parametrize("pooling", ["always", "never"])
+@pytest.mark.twin_cases(pooling=["always"])
 def test_invalidate_recreates_tables_of_a_dropped_database(
-    database: Database, pooling: str
+    database: Database,
+    pooling: str,
+    manager_class: ManagerClass,
 ) -> None:
     """After ``invalidate`` a database that was dropped and made anew gets its tables again."""
-    with SessionManager(metadata=ItemBase.metadata, pooling=pooling) as manager:
+    with manager_class(metadata=ItemBase.metadata, pooling=pooling) as manager:
         add_item(manager, database.url, "lost")
         recreate(database)
         manager.invalidate(database.url)
@@ -140,24 +156,28 @@ def test_invalidate_recreates_tables_of_a_dropped_database(
 
 
 @in_both_phases
-def test_invalidate_recreates_tables_of_a_deleted_file(tmp_path: Path, call: Callable) -> None:
+def test_invalidate_recreates_tables_of_a_deleted_file(
+    tmp_path: Path, call: Callable, manager_class: ManagerClass, sqlite: str
+) -> None:
     """After ``invalidate`` a SQLite file that was deleted is made anew, with its tables."""
     path = tmp_path / "one.db"
-    with SessionManager(metadata=ItemBase.metadata) as manager:
-        add_item(manager, f"sqlite:///{path}", "lost")
+    with manager_class(metadata=ItemBase.metadata) as manager:
+        add_item(manager, f"{sqlite}:///{path}", "lost")
         path.unlink()
 
         def begin_anew() -> list[str]:
-            manager.invalidate(f"sqlite:///{path}")
-            return add_item(manager, f"sqlite:///{path}", "new")
+            manager.invalidate(f"{sqlite}:///{path}")
+            return add_item(manager, f"{sqlite}:///{path}", "new")
 
         assert call(begin_anew) == ["new"]
 
 
-def test_invalidate_of_an_unknown_database_does_nothing(tmp_path: Path) -> None:
+def test_invalidate_of_an_unknown_database_does_nothing(
+    tmp_path: Path, manager_class: ManagerClass, sqlite: str
+) -> None:
     """A database that was never used can be invalidated; neither engine nor file is made."""
-    with SessionManager() as manager:
-        manager.invalidate(f"sqlite:///{tmp_path / 'one.db'}")
+    with manager_class() as manager:
+        manager.invalidate(f"{sqlite}:///{tmp_path / 'one.db'}")
         assert manager._engines == {}
         assert not list(tmp_path.iterdir())
 
@@ -176,9 +196,12 @@ def test_invalidate_of_an_unknown_database_does_nothing(tmp_path: Path) -> None:
     ],
     ids=["URL", "postgres", "db+", "db+ of URL", "space", "escapes", "query order", "sqlite"],
 )
-def test_spellings_of_a_url_share_an_engine(first: str | URL, second: str | URL) -> None:
+def test_spellings_of_a_url_share_an_engine(
+    first: str | URL, second: str | URL, manager_class: ManagerClass, as_twin: Callable
+) -> None:
     """Two spellings of one URL are one database, to find as well as to invalidate."""
-    with SessionManager() as manager:
+    first, second = as_twin(first), as_twin(second)
+    with manager_class() as manager:
         engine, factory = manager.create_session(first)
         assert manager.create_session(second) == (engine, factory)
         assert len(manager.stats().databases) == 1
@@ -196,30 +219,36 @@ def test_spellings_of_a_url_share_an_engine(first: str | URL, second: str | URL)
     ],
     ids=["password", "database", "driver", "query"],
 )
-def test_different_urls_have_different_engines(other: str) -> None:
+def test_different_urls_have_different_engines(
+    other: str, manager_class: ManagerClass, as_twin: Callable
+) -> None:
     """URLs that differ in what a connection is made with do not share an engine."""
-    with SessionManager() as manager:
-        engine = manager.get_engine("postgresql+psycopg://u:p@h/d")
-        assert manager.get_engine(other) is not engine
+    with manager_class() as manager:
+        engine = manager.get_engine(as_twin("postgresql+psycopg://u:p@h/d"))
+        assert manager.get_engine(as_twin(other)) is not engine
 
 
 @in_both_phases
-def test_bind_keys_with_the_same_url_have_their_own_engines(call: Callable) -> None:
+def test_bind_keys_with_the_same_url_have_their_own_engines(
+    call: Callable, manager_class: ManagerClass, sqlite: str
+) -> None:
     """Two bind keys of ``sqlite://`` are two databases, and ``sqlite://`` itself is a third."""
-    binds = {"left": "sqlite://", "right": {"url": "sqlite://"}}
-    with SessionManager(metadata=ItemBase.metadata, binds=binds) as manager:
+    binds = {"left": f"{sqlite}://", "right": {"url": f"{sqlite}://"}}
+    with manager_class(metadata=ItemBase.metadata, binds=binds) as manager:
 
         def add_to_each() -> list[list[str]]:
-            return [add_item(manager, name, name) for name in ("left", "right", "sqlite://")]
+            return [add_item(manager, name, name) for name in ("left", "right", f"{sqlite}://")]
 
-        assert call(add_to_each) == [["left"], ["right"], ["sqlite://"]]
+        assert call(add_to_each) == [["left"], ["right"], [f"{sqlite}://"]]
 
 
-def test_bind_keys_are_invalidated_one_by_one(make_database: Callable[..., Database]) -> None:
+def test_bind_keys_are_invalidated_one_by_one(
+    make_database: Callable[..., Database], manager_class: ManagerClass
+) -> None:
     """To invalidate a bind key leaves another one with the same URL, and the URL, alone."""
     database = make_database("psycopg")
     binds = {"left": database.url, "right": database.url}
-    with SessionManager(metadata=ItemBase.metadata, binds=binds, pooling="always") as manager:
+    with manager_class(metadata=ItemBase.metadata, binds=binds, pooling="always") as manager:
         for dburi in ("left", "right", database.url):
             add_item(manager, dburi, f"row {len(manager.prepared)}")
         assert manager.prepared == {"left", "right", str(database.url)}
@@ -235,10 +264,12 @@ def test_bind_keys_are_invalidated_one_by_one(make_database: Callable[..., Datab
         assert manager.get_engine(database.url) is engines[database.url]
 
 
-def test_names_of_databases_are_what_stats_and_registry_show(tmp_path: Path) -> None:
+def test_names_of_databases_are_what_stats_and_registry_show(
+    tmp_path: Path, manager_class: ManagerClass, sqlite: str
+) -> None:
     """The registry is found by plain strings: a bind key, or the URL as it is normalised."""
-    url = f"sqlite:///{tmp_path / 'one.db'}"
-    with SessionManager(metadata=ItemBase.metadata, binds={"files": url}) as manager:
+    url = f"{sqlite}:///{tmp_path / 'one.db'}"
+    with manager_class(metadata=ItemBase.metadata, binds={"files": url}) as manager:
         by_key, by_url = manager.get_engine("files"), manager.get_engine(f"db+{url}")
         assert manager._engines == {"files": by_key, url: by_url}
         assert manager._sessions == {}

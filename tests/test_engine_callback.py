@@ -1,4 +1,8 @@
-"""`engine_callback`: what users prepare each Engine with, wherever and however often it is made."""
+"""`engine_callback`: what users prepare each Engine with, wherever and however often it is made.
+
+For SessionManager alone are callbacks that connect or open a session, for which nothing could be
+awaited; threads that wait for each other; and other starts of a process than by ``os.fork``.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import URL
 
+    from tests.async_facade import ManagerClass
     from tests.servers import Database
 
 ROTATION = 1.0
@@ -132,11 +137,14 @@ def vault(tmp_path: Path, make_database: Callable[..., Database]) -> Iterator[tu
 
 
 @pytest.mark.parametrize("pooling", ["forked", "never"])
-def test_password_that_changes_every_second(pooling: Any, vault: tuple[Vault, URL]) -> None:
+@pytest.mark.twin_cases(pooling=["forked"])
+def test_password_that_changes_every_second(
+    pooling: Any, vault: tuple[Vault, URL], manager_class: ManagerClass
+) -> None:
     """Four workers go on through four passwords without one unit of work that fails."""
     changing, url = vault
     often = {"pool_recycle": 0.05}  # connections are made often, also where they are pooled
-    manager = SessionManager(changing.inject, pooling=pooling, engine_options=often)
+    manager = manager_class(changing.inject, pooling=pooling, engine_options=often)
 
     def worker() -> int:
         with manager:
@@ -167,9 +175,12 @@ def run_tagged(manager: SessionManager, url: URL, tag: str, times: int = 11) -> 
     return {statement: statements[statement] for statement in tags}
 
 
-def test_query_counter_sees_each_statement_once(database: Database) -> None:
+@pytest.mark.twin_cases(database=["psycopg", "pymysql"])
+def test_query_counter_sees_each_statement_once(
+    database: Database, manager_class: ManagerClass
+) -> None:
     """In the parent, in its child and in the parent again, through ten invalidations in each."""
-    with SessionManager(count_statements) as manager:
+    with manager_class(count_statements) as manager:
         for tag, call in [("parent", here), ("child", in_child), ("again", here)]:
             counts = call(lambda tag=tag: run_tagged(manager, database.url, tag))
             assert len(counts) == 11
@@ -221,7 +232,9 @@ def test_inherited_engine_keeps_what_its_callback_did(database: Database) -> Non
 
 @in_both_phases
 def test_callback_that_raises_leaves_nothing(
-    call: Callable[[Callable[[], None]], None], database: Database
+    call: Callable[[Callable[[], None]], None],
+    database: Database,
+    manager_class: ManagerClass,
 ) -> None:
     """Its error reaches the caller as it is, nothing is cached, and the next call works."""
     failure = LookupError("no such secret")
@@ -233,7 +246,7 @@ def test_callback_that_raises_leaves_nothing(
             raise failure
 
     def check() -> None:
-        with SessionManager([count_statements, fail_once]) as manager:
+        with manager_class([count_statements, fail_once]) as manager:
             with pytest.raises(LookupError) as caught:
                 manager.session_factory(database.url)
             assert caught.value is failure
@@ -252,7 +265,7 @@ def test_callback_that_raises_leaves_nothing(
     call(check)
 
 
-def test_callbacks_run_in_their_order(database: Database) -> None:
+def test_callbacks_run_in_their_order(database: Database, manager_class: ManagerClass) -> None:
     """Several callbacks get the same engine, one after the other, before it connects."""
     calls: list[tuple[str, Engine]] = []
 
@@ -264,7 +277,7 @@ def test_callbacks_run_in_their_order(database: Database) -> None:
 
         return note
 
-    with SessionManager([callback(name) for name in "abc"]) as manager:
+    with manager_class([callback(name) for name in "abc"]) as manager:
         for _ in range(2):
             engine = manager.get_engine(database.url)
             manager.session_factory(database.url).close()
@@ -276,23 +289,26 @@ def test_callbacks_run_in_their_order(database: Database) -> None:
 
 def test_callbacks_of_any_iterable_run_for_every_engine(
     make_database: Callable[..., Database],
+    manager_class: ManagerClass,
 ) -> None:
     """What can be gone through once only serves every engine all the same."""
     first, second = make_database("psycopg"), make_database("psycopg")
-    with SessionManager(callback for callback in [count_statements]) as manager:
+    with manager_class(callback for callback in [count_statements]) as manager:
         engines = [manager.get_engine(first.url), manager.get_engine(second.url)]
     assert [engine for _, engine in prepared] == engines
 
 
 @in_both_phases
 def test_callback_runs_once_per_engine_under_threads(
-    call: Callable[[Callable[[], None]], None], make_database: Callable[..., Database]
+    call: Callable[[Callable[[], None]], None],
+    make_database: Callable[..., Database],
+    manager_class: ManagerClass,
 ) -> None:
     """16 threads that want two new engines at once cause two calls."""
     urls = [make_database("psycopg").url, make_database("pymysql").url]
 
     def check() -> None:
-        with SessionManager(count_statements) as manager:
+        with manager_class(count_statements) as manager:
             wanted = [lambda url=url: manager.get_engine(url) for url in urls * 8]
             engines = in_threads(wanted)
             assert len(set(engines)) == 2
@@ -301,10 +317,12 @@ def test_callback_runs_once_per_engine_under_threads(
     call(check)
 
 
-def test_callback_that_wants_its_own_engine_is_told(make_database: Callable[..., Database]) -> None:
+def test_callback_that_wants_its_own_engine_is_told(
+    make_database: Callable[..., Database], manager_class: ManagerClass
+) -> None:
     """A callback that asks the manager for the database at hand gets an error that says so."""
     url = make_database("psycopg").url
-    manager = SessionManager(lambda engine: manager.get_engine(engine.url))
+    manager = manager_class(lambda engine: manager.get_engine(engine.url))
     with manager:
         for _ in range(2):
             with pytest.raises(InvalidRequestError, match=r"engine_callback asked .* use that one"):

@@ -10,14 +10,17 @@ from sqlalchemy.exc import ArgumentError, InvalidRequestError, SQLAlchemyError
 
 from sessionmgr import SessionManager, errors
 from sessionmgr.errors import (
+    DatabasePathError,
     DatabaseURLError,
     EngineOptionsError,
     ForkedSQLiteError,
     ManagerClosedError,
     ManagerPickleError,
+    MissingExtraError,
     NoSuchBindError,
     SchemaLockError,
     SessionManagerError,
+    TemplateError,
 )
 from tests.concurrency import in_child
 
@@ -49,6 +52,9 @@ def test_errors_are_of_one_tree(error: type[BaseException]) -> None:
         (ManagerPickleError, pickle.PicklingError),
         (ForkedSQLiteError, InvalidRequestError),
         (SchemaLockError, SQLAlchemyError),
+        (DatabasePathError, ArgumentError),
+        (MissingExtraError, ImportError),
+        (TemplateError, SQLAlchemyError),
     ],
 )
 def test_errors_are_of_their_kin(error: type[BaseException], kin: type[BaseException]) -> None:

@@ -13,6 +13,8 @@ from billiard.pool import Pool
 
 from sessionmgr import SessionManager
 from sessionmgr.ext.billiard import initializer, on_process_exit
+from tests import async_exiting
+from tests.async_helpers import SERVER_DRIVERS
 from tests.concurrency import in_child
 from tests.counting import session_counts
 from tests.exiting import ENDINGS, FAILURE, use, warm_up
@@ -21,6 +23,7 @@ from tests.processes import LIBRARIES, backend_ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from tests.servers import Database
     from tests.servers.mariadb import MariaDB
@@ -93,6 +96,19 @@ def watch(
     return watch
 
 
+@pytest.fixture
+def async_watch(
+    private_postgresql: PostgreSQL, private_mariadb: MariaDB, make_database: Callable[..., Database]
+) -> Watch:
+    """Watch servers of the test's own, by the asynchronous drivers."""
+    postgresql = ("asyncpg", "psycopg-async")
+    databases = [
+        make_database(driver, private_postgresql if driver in postgresql else private_mariadb)
+        for driver in SERVER_DRIVERS
+    ]
+    return Watch(private_postgresql, private_mariadb, databases)
+
+
 def test_rude_exit_is_counted(watch: Watch) -> None:
     """What these tests look at does tell of processes that leave without a goodbye."""
     in_child(lambda: use(watch.urls))  # leaves by os._exit
@@ -150,6 +166,59 @@ def test_forked_children_and_their_parent_leave_politely(watch: Watch) -> None:
     assert done.stderr.count("Traceback") == children // len(ENDINGS)
     assert done.stderr.count(f"RuntimeError: {FAILURE}") == children // len(ENDINGS)
     watch.assert_polite(children + 1)
+
+
+def test_processes_with_event_loops_leave_politely(async_watch: Watch) -> None:
+    """Forked children, Processes, and the program close what their loops have left open."""
+    command = [sys.executable, "-W", "error", "-m", "tests.async_exiting"]
+    running = {
+        ending: subprocess.Popen(
+            [*command, ending, *async_watch.urls], stderr=subprocess.PIPE, text=True
+        )
+        for ending in async_exiting.ENDINGS
+    }
+    for ending, program in running.items():
+        _, written = program.communicate()
+        failures = 2 * len(async_watch.urls) + 1 if ending == "exception" else 0
+        assert program.returncode == (1 if failures else 0), written
+        assert written.count("Traceback") == failures, written
+        assert written.count(f"RuntimeError: {FAILURE}") == failures
+        assert bool(written) is bool(failures), written
+    async_watch.assert_polite(async_exiting.PROCESSES * len(running))
+
+
+UNFINISHED = """
+import asyncio, sys
+from sqlalchemy import select
+from sessionmgr import AsyncSessionManager
+
+manager = AsyncSessionManager(pooling="always")
+
+async def begin_more(url):
+    async with manager.begin(url) as session:
+        await session.execute(select(7))
+    tasks.append(asyncio.ensure_future(go_on()))
+
+async def go_on():
+    for _ in range(5):  # more often than the loop turns before it stops
+        await asyncio.sleep(0)
+    print("it went on")
+
+tasks, loop = [], asyncio.new_event_loop()
+loop.run_until_complete(begin_more(sys.argv[1]))
+print("the end")
+"""
+
+
+def test_unfinished_tasks_do_not_go_on_at_the_end(tmp_path: Path) -> None:
+    """A loop that was stopped amidst its tasks is not run again to close its connections."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", UNFINISHED, f"sqlite+aiosqlite:///{tmp_path}/one.db"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "the end\n"
 
 
 def test_collected_managers_close_their_connections(watch: Watch) -> None:

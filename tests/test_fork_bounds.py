@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import Engine, StaticPool, select
 
-from sessionmgr import ForkedSQLiteError, SessionManager, forking, sqlite
+from sessionmgr import ForkedSQLiteError, SessionManager, forking, sqlite_mutexes
 from tests.concurrency import in_child
 from tests.fork_helpers import held_elsewhere
 from tests.test_gate import thread_that
@@ -31,7 +31,7 @@ def _short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextmanager
 def inside_sqlite() -> Iterator[None]:
     """Hold one of SQLite's static mutexes, as a thread does that is stopped inside SQLite."""
-    library, mutexes = sqlite._static_mutexes()
+    library, mutexes = sqlite_mutexes._static_mutexes()
     library.sqlite3_mutex_enter.argtypes = library.sqlite3_mutex_leave.argtypes
     library.sqlite3_mutex_enter(mutexes[0])
     try:
@@ -43,11 +43,11 @@ def inside_sqlite() -> Iterator[None]:
 def test_fork_while_a_thread_stays_inside_sqlite(caplog: pytest.LogCaptureFixture) -> None:
     """A fork that could not have SQLite's mutexes says so, and leaves none entered."""
     sqlite3.connect(":memory:").close()
-    if not sqlite._static_mutexes()[1]:
+    if not sqlite_mutexes._static_mutexes()[1]:
         pytest.skip("this sqlite3 module does not show its mutexes")
     with held_elsewhere(inside_sqlite):
         assert in_child(lambda: forking.process.forked)
-        assert not sqlite._entered
+        assert not sqlite_mutexes._entered
     [record] = caplog.records
     assert "while other threads still use SQLite, after waiting" in record.getMessage()
     caplog.clear()

@@ -195,3 +195,19 @@ def test_renewed_gate_knows_no_other_thread(gate: ForkGate) -> None:
         assert not gate.close(0.01)  # and it is closed at the fork
         assert in_child(renew) == [True, True]
         gate.open()
+
+
+def test_section_of_a_thread_that_has_ended_holds_up_no_fork(gate: ForkGate) -> None:
+    """It may be left open for good, by a greenlet that nobody will ever resume."""
+    section = None
+
+    def enter() -> None:
+        nonlocal section
+        section = gate.section()
+        section.__enter__()
+
+    with thread_that(enter):
+        pass
+    assert section is not None
+    assert gate.close(0.0)
+    gate.open()

@@ -1,4 +1,8 @@
-"""Statements that are interrupted: the next one gets its own answer."""
+"""Statements that are interrupted: the next one gets its own answer.
+
+For SessionManager alone: work in an event loop is cancelled, see ``test_async_cancel``, and what a
+signal's handler raises there ends the loop.
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
-from sessionmgr import SessionManager
 from tests.concurrency import in_child, in_threads
 from tests.counting import database_to_count, ping_counter
 from tests.helpers import wait_until
@@ -25,7 +24,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import URL
 
-    from sessionmgr import DatabaseStats
+    from sessionmgr import DatabaseStats, SessionManager
+    from tests.async_facade import ManagerClass
     from tests.servers import Database
 
 WINDOW = 1.0
@@ -73,9 +73,10 @@ def counted(request: pytest.FixtureRequest) -> Database:
 one_driver_each = ["psycopg", "pymysql"]
 
 
-def worker_manager(**engine_options: Any) -> SessionManager:
-    """Return a manager that pools in this process."""
-    return SessionManager(pooling="always", engine_options=engine_options)
+@pytest.fixture
+def worker_manager(manager_class: ManagerClass) -> Callable[..., SessionManager]:
+    """Return a function that gives a manager which pools in this process, with engine options."""
+    return lambda **engine_options: manager_class(pooling="always", engine_options=engine_options)
 
 
 def work(manager: SessionManager, url: URL) -> int:
@@ -118,7 +119,9 @@ def assert_replaced(
     assert after.connects == before.connects + lost
 
 
-def test_killed_connections_are_replaced(clock: Clock, database: Database) -> None:
+def test_killed_connections_are_replaced(
+    clock: Clock, database: Database, worker_manager: Callable[..., SessionManager]
+) -> None:
     """After `pg_terminate_backend` or `KILL` the next units of work succeed without an error."""
     with worker_manager() as manager:
         idle = work_side_by_side(manager, database.url)
@@ -127,9 +130,11 @@ def test_killed_connections_are_replaced(clock: Clock, database: Database) -> No
         assert_replaced(manager, database.url, clock, len(idle), database)
 
 
-def test_connections_idle_for_too_long_are_replaced(clock: Clock, database: Database) -> None:
+def test_connections_idle_for_too_long_are_replaced(
+    clock: Clock, database: Database, worker_manager: Callable[..., SessionManager]
+) -> None:
     """After the server's own idle timeout the next unit of work succeeds without an error."""
-    postgresql = database.driver.startswith("psycopg")
+    postgresql = database.is_postgresql
     limit = "idle_session_timeout = 1000" if postgresql else "wait_timeout = 1"
     with worker_manager() as manager:
         with manager.begin(database.url) as session:
@@ -139,8 +144,11 @@ def test_connections_idle_for_too_long_are_replaced(clock: Clock, database: Data
         assert_replaced(manager, database.url, clock, len(idle), database)
 
 
+@pytest.mark.twin_cases(own_database=["psycopg", "pymysql"])
 def test_connections_to_a_restarted_server_are_replaced(
-    clock: Clock, own_database: Database
+    clock: Clock,
+    own_database: Database,
+    worker_manager: Callable[..., SessionManager],
 ) -> None:
     """After a restart none of the idle connections causes an error."""
     with worker_manager(pool_size=10) as manager:
@@ -149,7 +157,9 @@ def test_connections_to_a_restarted_server_are_replaced(
         assert_replaced(manager, own_database.url, clock, len(idle), own_database)
 
 
-def test_connections_cut_on_the_way_are_replaced(clock: Clock, database: Database) -> None:
+def test_connections_cut_on_the_way_are_replaced(
+    clock: Clock, database: Database, worker_manager: Callable[..., SessionManager]
+) -> None:
     """A network that dropped the connections meanwhile causes no error."""
     with TCPProxy(database.url) as proxy, worker_manager() as manager:
         idle = work_side_by_side(manager, proxy.url)
@@ -158,9 +168,11 @@ def test_connections_cut_on_the_way_are_replaced(clock: Clock, database: Databas
         assert_replaced(manager, proxy.url, clock, len(idle), database)
 
 
-def test_worker_replaces_killed_connections(clock: Clock, database: Database) -> None:
+def test_worker_replaces_killed_connections(
+    clock: Clock, database: Database, manager_class: ManagerClass
+) -> None:
     """A forked worker, which pools by itself, replaces its connections in the same way."""
-    manager = SessionManager()
+    manager = manager_class()
 
     def worker() -> None:
         with manager:
@@ -173,7 +185,9 @@ def test_worker_replaces_killed_connections(clock: Clock, database: Database) ->
 
 
 @pytest.mark.parametrize("own_database", one_driver_each, indirect=True)
-def test_server_that_is_down_is_the_drivers_error(clock: Clock, own_database: Database) -> None:
+def test_server_that_is_down_is_the_drivers_error(
+    clock: Clock, own_database: Database, worker_manager: Callable[..., SessionManager]
+) -> None:
     """While the server is down the driver's error tells; the first work after it succeeds."""
     with worker_manager() as manager:
         work_side_by_side(manager, own_database.url)
@@ -187,7 +201,9 @@ def test_server_that_is_down_is_the_drivers_error(clock: Clock, own_database: Da
         assert stats_of(manager).checked_out == 0
 
 
-def test_connection_that_is_alive_is_kept(clock: Clock, database: Database) -> None:
+def test_connection_that_is_alive_is_kept(
+    clock: Clock, database: Database, worker_manager: Callable[..., SessionManager]
+) -> None:
     """A test that succeeds changes nothing: the connection goes on, and is tested once."""
     with worker_manager() as manager:
         backend = work(manager, database.url)
@@ -198,7 +214,10 @@ def test_connection_that_is_alive_is_kept(clock: Clock, database: Database) -> N
         assert (stats.tests, stats.replaced, stats.connects) == (1, 0, 1)
 
 
-def test_busy_connections_are_not_tested(clock: Clock, counted: Database) -> None:
+@pytest.mark.twin_cases(counted=["psycopg", "pymysql"])
+def test_busy_connections_are_not_tested(
+    clock: Clock, counted: Database, worker_manager: Callable[..., SessionManager]
+) -> None:
     """Under load the server gets no test, only the work; after the window it gets one."""
     with ping_counter(counted) as pings, worker_manager() as manager:
         for _ in range(50):
@@ -214,7 +233,9 @@ def test_busy_connections_are_not_tested(clock: Clock, counted: Database) -> Non
         assert stats_of(manager).tests == 1
 
 
-def test_long_unit_of_work_is_not_idle_time(clock: Clock, database: Database) -> None:
+def test_long_unit_of_work_is_not_idle_time(
+    clock: Clock, database: Database, worker_manager: Callable[..., SessionManager]
+) -> None:
     """A connection is idle from its return on, however long it was in use."""
     with worker_manager() as manager:
         with manager.session_factory(database.url) as session:
@@ -240,12 +261,14 @@ def test_long_unit_of_work_is_not_idle_time(clock: Clock, database: Database) ->
     ],
 )
 @pytest.mark.parametrize("counted", ["psycopg2"], indirect=True)
+@pytest.mark.twin_cases(window=[5.0])
 def test_window(
     options: dict[str, Any],
     call: dict[str, Any],
     window: float,
     clock: Clock,
     counted: Database,
+    worker_manager: Callable[..., SessionManager],
 ) -> None:
     """The server gets a test from so many seconds idle on; `pool_pre_ping=True` means the same."""
     with ping_counter(counted) as pings, worker_manager(**options) as manager:
@@ -259,7 +282,10 @@ def test_window(
         assert pings() == stats_of(manager).tests == 1
 
 
-def test_no_window_tests_every_checkout(clock: Clock, counted: Database) -> None:
+@pytest.mark.twin_cases(counted=["psycopg"])
+def test_no_window_tests_every_checkout(
+    clock: Clock, counted: Database, worker_manager: Callable[..., SessionManager]
+) -> None:
     """`ping_if_idle=0` tests a connection each time it is taken from the pool."""
     with ping_counter(counted) as pings, worker_manager(ping_if_idle=0) as manager:
         work(manager, counted.url)
@@ -273,10 +299,12 @@ def test_no_window_tests_every_checkout(clock: Clock, counted: Database) -> None
     "options", [{"ping_if_idle": None}, {"pool_pre_ping": False}], ids=["ping_if_idle", "pre_ping"]
 )
 @pytest.mark.parametrize("counted", one_driver_each, indirect=True)
+@pytest.mark.twin_cases(counted=["psycopg"])
 def test_tests_can_be_switched_off(
     options: dict[str, Any],
     clock: Clock,
     counted: Database,
+    worker_manager: Callable[..., SessionManager],
 ) -> None:
     """`ping_if_idle=None` and `pool_pre_ping=False` never test: a dead connection is an error."""
     with ping_counter(counted) as pings, worker_manager(**options) as manager:

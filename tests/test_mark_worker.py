@@ -1,4 +1,7 @@
-"""What mark_worker() does to the engines that a manager has, or is making at that moment."""
+"""What mark_worker() does to the engines that a manager has, or is making at that moment.
+
+For SessionManager alone is the engine that another thread is making: it has a loop of its own.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
+    from tests.async_facade import ManagerClass
     from tests.servers import Database
 
 LONG = 60.0
@@ -53,19 +57,23 @@ def test_engine_that_is_being_made_is_a_workers(make_database: Callable[..., Dat
         assert len(ids) == 1
 
 
-def test_callback_may_mark_the_process(tmp_path: Path) -> None:
+def test_callback_may_mark_the_process(
+    tmp_path: Path, manager_class: ManagerClass, sqlite: str
+) -> None:
     """The engine that the callback was given then is let go for one that keeps connections."""
-    manager = SessionManager(lambda _: manager.mark_worker())
+    manager = manager_class(lambda _: manager.mark_worker())
     with manager:
-        engine = manager.get_engine(f"sqlite:///{tmp_path}/file.db")
+        engine = manager.get_engine(f"{sqlite}:///{tmp_path}/file.db")
         assert isinstance(engine.pool, QueuePool)
 
 
 @pytest.mark.parametrize("pooling", ["always", "never"])
-def test_engines_that_stay_as_they_are_are_kept(pooling: str, tmp_path: Path) -> None:
+def test_engines_that_stay_as_they_are_are_kept(
+    pooling: str, tmp_path: Path, manager_class: ManagerClass, sqlite: str
+) -> None:
     """Where the pooling is fixed, mark_worker() lets no engine go."""
-    url = f"sqlite:///{tmp_path}/file.db"
-    with SessionManager(pooling=pooling) as manager:
+    url = f"{sqlite}:///{tmp_path}/file.db"
+    with manager_class(pooling=pooling) as manager:
         engine = manager.get_engine(url)
         manager.mark_worker()
         assert manager.forked

@@ -8,9 +8,8 @@ import pytest
 from sqlalchemy import make_url
 from sqlalchemy.pool import StaticPool
 
-from sessionmgr import SessionManager
 from sessionmgr.sqlite import is_memory
-from tests.concurrency import in_both_phases, in_threads
+from tests.concurrency import here, in_both_phases, in_threads
 from tests.items import Item, ItemBase, item_names
 
 if TYPE_CHECKING:
@@ -18,6 +17,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sqlalchemy import URL
+
+    from sessionmgr import SessionManager
+    from tests.async_facade import ManagerClass
 
 SPELLINGS = [
     "sqlite://",
@@ -52,13 +54,19 @@ def names(manager: SessionManager, url: str | URL) -> list[str]:
 @in_each_spelling
 @in_both_phases
 @pytest.mark.parametrize("pooling", ["forked", "always", "never"])
+@pytest.mark.twin_cases(pooling=["always"], call=[here])
 def test_memory_database_keeps_its_one_connection(
-    url: str | URL, call: Callable, pooling: Any
+    url: str | URL,
+    call: Callable,
+    pooling: Any,
+    manager_class: ManagerClass,
+    as_twin: Callable,
 ) -> None:
     """Sessions one after the other, and from threads, see one database, on one connection."""
+    url = as_twin(url)
 
     def use() -> list[str]:
-        with SessionManager(metadata=ItemBase.metadata, pooling=pooling) as manager:
+        with manager_class(metadata=ItemBase.metadata, pooling=pooling) as manager:
             add(manager, url, "first")
             in_threads([lambda: add(manager, url, "from a thread")])
             [found] = in_threads([lambda: names(manager, url)])
@@ -82,52 +90,60 @@ def test_memory_database_keeps_its_one_connection(
     ],
     ids=["recycle", "ping", "sizes", "connect_args", "check_same_thread", "StaticPool"],
 )
-def test_no_option_costs_a_memory_database_its_rows(call: Callable, options: Any) -> None:
+def test_no_option_costs_a_memory_database_its_rows(
+    call: Callable, options: Any, manager_class: ManagerClass, sqlite: str
+) -> None:
     """Options that replace connections elsewhere, or replace ``connect_args``, do no harm here."""
 
     def use() -> list[str]:
-        with SessionManager(metadata=ItemBase.metadata, engine_options=options) as manager:
-            add(manager, "sqlite://", "first")
-            in_threads([lambda: add(manager, "sqlite://", "second")])
-            return names(manager, "sqlite://")
+        with manager_class(metadata=ItemBase.metadata, engine_options=options) as manager:
+            add(manager, f"{sqlite}://", "first")
+            in_threads([lambda: add(manager, f"{sqlite}://", "second")])
+            return names(manager, f"{sqlite}://")
 
     assert call(use) == ["first", "second"]
 
 
 @in_both_phases
-def test_short_lived_sessions_keep_a_memory_database(call: Callable) -> None:
+def test_short_lived_sessions_keep_a_memory_database(
+    call: Callable, manager_class: ManagerClass, sqlite: str
+) -> None:
     """Short-lived sessions leave the connection of a database in memory open."""
 
     def use() -> list[str]:
-        with SessionManager(metadata=ItemBase.metadata) as manager:
+        with manager_class(metadata=ItemBase.metadata) as manager:
             for name in ("first", "second"):
-                with manager.begin("sqlite://", short_lived_sessions=True) as session:
+                with manager.begin(f"{sqlite}://", short_lived_sessions=True) as session:
                     session.add(Item(name=name))
-            return names(manager, "sqlite://")
+            return names(manager, f"{sqlite}://")
 
     assert call(use) == ["first", "second"]
 
 
 @in_both_phases
-def test_invalidate_begins_a_memory_database_anew(call: Callable) -> None:
+def test_invalidate_begins_a_memory_database_anew(
+    call: Callable, manager_class: ManagerClass, sqlite: str
+) -> None:
     """After ``invalidate`` a database in memory is another one, with its tables."""
 
     def use() -> list[str]:
-        with SessionManager(metadata=ItemBase.metadata) as manager:
-            add(manager, "sqlite://", "lost")
-            manager.invalidate("sqlite://")
-            return names(manager, "sqlite://")
+        with manager_class(metadata=ItemBase.metadata) as manager:
+            add(manager, f"{sqlite}://", "lost")
+            manager.invalidate(f"{sqlite}://")
+            return names(manager, f"{sqlite}://")
 
     assert call(use) == []
 
 
-def test_memory_database_outlives_the_eviction_of_others(tmp_path: Path) -> None:
+def test_memory_database_outlives_the_eviction_of_others(
+    tmp_path: Path, manager_class: ManagerClass, sqlite: str
+) -> None:
     """``max_engines`` takes no database in memory, whose rows would be gone."""
-    with SessionManager(metadata=ItemBase.metadata, max_engines=1) as manager:
-        add(manager, "sqlite://", "kept")
+    with manager_class(metadata=ItemBase.metadata, max_engines=1) as manager:
+        add(manager, f"{sqlite}://", "kept")
         for name in ("one", "two", "three"):
-            add(manager, f"sqlite:///{tmp_path / name}.db", name)
-        assert names(manager, "sqlite://") == ["kept"]
+            add(manager, f"{sqlite}:///{tmp_path / name}.db", name)
+        assert names(manager, f"{sqlite}://") == ["kept"]
 
 
 @in_each_spelling

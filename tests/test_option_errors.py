@@ -6,15 +6,20 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 
-from sessionmgr import DatabaseURLError, EngineOptionsError, NoSuchBindError, SessionManager
-from tests.concurrency import in_both_phases
+from sessionmgr import DatabaseURLError, EngineOptionsError, NoSuchBindError
+from tests.concurrency import here, in_both_phases
 from tests.items import ItemBase
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from tests.async_facade import ManagerClass
+
+pytestmark = pytest.mark.twin_cases(call=[here])
 
 URL = "postgresql+psycopg://u@h/d"
 
@@ -42,7 +47,9 @@ A_POOL = QueuePool(lambda: None)  # type: ignore[arg-type,return-value]
 )
 @pytest.mark.parametrize("layer", ["engine_options", "binds", "call"])
 def test_values_that_cannot_be_raise_where_they_are_given(
-    options: dict[str, Any], layer: str
+    options: dict[str, Any],
+    layer: str,
+    manager_class: ManagerClass,
 ) -> None:
     """A wrong value raises with its name and where it stands, before anything is made."""
     [name] = options
@@ -54,11 +61,11 @@ def test_values_that_cannot_be_raise_where_they_are_given(
 
     def give() -> None:
         if layer == "engine_options":
-            SessionManager(engine_options=options)
+            manager_class(engine_options=options)
         elif layer == "binds":
-            SessionManager(binds={"one": {"url": URL} | options})
+            manager_class(binds={"one": {"url": URL} | options})
         else:
-            with SessionManager() as manager:
+            with manager_class() as manager:
                 manager.get_engine(URL, **options)
 
     with pytest.raises(EngineOptionsError, match=f"{origins[layer]}.*{name}"):
@@ -68,13 +75,15 @@ def test_values_that_cannot_be_raise_where_they_are_given(
 @pytest.mark.parametrize(
     ("pre_ping", "window"), [(True, None), (False, 1.0), (False, 0)], ids=["on", "off", "always"]
 )
-def test_two_names_for_the_liveness_test_must_agree(pre_ping: bool, window: float | None) -> None:
+def test_two_names_for_the_liveness_test_must_agree(
+    pre_ping: bool, window: float | None, manager_class: ManagerClass
+) -> None:
     """``pool_pre_ping`` and ``ping_if_idle`` of one layer raise when they contradict."""
     options = {"pool_pre_ping": pre_ping, "ping_if_idle": window}
     with pytest.raises(
         EngineOptionsError, match=f"'pool_pre_ping': {pre_ping}, 'ping_if_idle': {window}"
     ):
-        SessionManager(engine_options=options)
+        manager_class(engine_options=options)
 
 
 @pytest.mark.parametrize(
@@ -89,11 +98,13 @@ def test_two_names_for_the_liveness_test_must_agree(pre_ping: bool, window: floa
     ],
     ids=str,
 )
-def test_arguments_of_the_manager_are_checked(arguments: dict[str, Any]) -> None:
+def test_arguments_of_the_manager_are_checked(
+    arguments: dict[str, Any], manager_class: ManagerClass
+) -> None:
     """What a manager cannot do raises at once, with the argument's name and value."""
     [(name, value)] = arguments.items()
     with pytest.raises(EngineOptionsError, match=f"{name} must be .*{value!r}"):
-        SessionManager(**arguments)
+        manager_class(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -107,15 +118,15 @@ def test_arguments_of_the_manager_are_checked(arguments: dict[str, Any]) -> None
     ],
     ids=["no url", "no URL", "number", "key", "key of another type"],
 )
-def test_binds_are_checked(binds: Any, match: str) -> None:
+def test_binds_are_checked(binds: Any, match: str, manager_class: ManagerClass) -> None:
     """A bind without a URL that can be read, or with a key that is one, raises at once."""
     with pytest.raises(DatabaseURLError, match=match):
-        SessionManager(binds=binds)
+        manager_class(binds=binds)
 
 
-def test_unknown_bind_key_names_those_there_are() -> None:
+def test_unknown_bind_key_names_those_there_are(manager_class: ManagerClass, sqlite: str) -> None:
     """A bind key that is not there raises with the list of those that are."""
-    with SessionManager(binds={"users": "sqlite://", "logs": "sqlite://"}) as manager:
+    with manager_class(binds={"users": f"{sqlite}://", "logs": f"{sqlite}://"}) as manager:
         for method in (manager.get_engine, manager.session_factory, manager.invalidate):
             with pytest.raises(NoSuchBindError, match=r"no bind key 'user'.*'logs', 'users'"):
                 method("user")
@@ -123,14 +134,14 @@ def test_unknown_bind_key_names_those_there_are() -> None:
 
 @in_both_phases
 @pytest.mark.parametrize("layer", ["engine_options", "binds", "call"])
-def test_unknown_options_raise(call: Callable, layer: str) -> None:
+def test_unknown_options_raise(call: Callable, layer: str, manager_class: ManagerClass) -> None:
     """An option that SQLAlchemy does not know raises with its name; no engine is kept."""
 
     def give() -> tuple[str, int]:
         wrong = {"pol_size": 3}
         bind = {"url": URL} | (wrong if layer == "binds" else {})
         general = wrong if layer == "engine_options" else {}
-        with SessionManager(binds={"one": bind}, engine_options=general) as manager:
+        with manager_class(binds={"one": bind}, engine_options=general) as manager:
             with pytest.raises(EngineOptionsError) as caught:
                 manager.get_engine("one", **(wrong if layer == "call" else {}))
             return str(caught.value), len(manager._engines)
@@ -161,12 +172,16 @@ def test_unknown_options_raise(call: Callable, layer: str) -> None:
     ids=["other", "new", "default", "recycle", "ping", "poolclass", "unknown", "nested"],
 )
 def test_calls_that_differ_from_the_engine_raise_with_both_sides(
-    call: Callable, first: dict[str, Any], second: dict[str, Any], told: list[str]
+    call: Callable,
+    first: dict[str, Any],
+    second: dict[str, Any],
+    told: list[str],
+    manager_class: ManagerClass,
 ) -> None:
     """Other options than those of the cached engine raise with both; the engine stays."""
 
     def ask() -> str:
-        with SessionManager() as manager:
+        with manager_class() as manager:
             engine = manager.get_engine(URL, **first)
             messages = set()
             for method in (manager.get_engine, manager.create_session, manager.session_factory):
@@ -184,11 +199,13 @@ def test_calls_that_differ_from_the_engine_raise_with_both_sides(
 
 
 @in_both_phases
-def test_calls_that_agree_with_the_engine_get_it(call: Callable) -> None:
+def test_calls_that_agree_with_the_engine_get_it(
+    call: Callable, manager_class: ManagerClass
+) -> None:
     """Naming the engine's options again, its defaults, or none, gives the cached engine."""
 
     def ask() -> int:
-        with SessionManager(engine_options={"pool_size": 3}) as manager:
+        with manager_class(engine_options={"pool_size": 3}) as manager:
             options = {"max_overflow": 2, "connect_args": {"user": "a"}}
             engine = manager.get_engine(URL, **options)
             agreeing = [
@@ -205,9 +222,9 @@ def test_calls_that_agree_with_the_engine_get_it(call: Callable) -> None:
     assert call(ask) == 7
 
 
-def test_other_options_after_invalidate_are_taken() -> None:
+def test_other_options_after_invalidate_are_taken(manager_class: ManagerClass) -> None:
     """Once a database was invalidated, a call may name other options."""
-    with SessionManager(pooling="always") as manager:
+    with manager_class(pooling="always") as manager:
         manager.get_engine(URL, pool_size=3)
         manager.invalidate(URL)
         manager.get_engine(URL, pool_size=4)
@@ -215,12 +232,14 @@ def test_other_options_after_invalidate_are_taken() -> None:
 
 
 @in_both_phases
-def test_pool_class_named_later_sets_earlier_options_aside(call: Callable) -> None:
+def test_pool_class_named_later_sets_earlier_options_aside(
+    call: Callable, manager_class: ManagerClass
+) -> None:
     """A call's pool class drops what general options say for others, and the rest stays."""
 
     def make() -> str:
         general = {"pool_size": 3, "max_overflow": 1, "pool_timeout": 5, "pool_recycle": 77}
-        with SessionManager(engine_options=general) as manager:
+        with manager_class(engine_options=general) as manager:
             engine = manager.get_engine(URL, poolclass=NullPool)
             assert engine.pool._recycle == 77
             return type(engine.pool).__name__
@@ -232,7 +251,10 @@ def test_pool_class_named_later_sets_earlier_options_aside(call: Callable) -> No
 @pytest.mark.parametrize("pool_layer", ["engine_options", "binds", "call"])
 @pytest.mark.parametrize("option_layer", ["engine_options", "binds", "call"])
 def test_option_beside_or_after_a_pool_class_that_lacks_it_raises(
-    call: Callable, pool_layer: str, option_layer: str
+    call: Callable,
+    pool_layer: str,
+    option_layer: str,
+    manager_class: ManagerClass,
 ) -> None:
     """Both sides are named, with their layers, where a pool class does not take an option."""
     names = ["engine_options", "binds", "call"]
@@ -242,7 +264,7 @@ def test_option_beside_or_after_a_pool_class_that_lacks_it_raises(
 
     def make() -> str:
         binds = {"one": {"url": URL} | layers["binds"]}
-        with SessionManager(binds=binds, engine_options=layers["engine_options"]) as manager:
+        with manager_class(binds=binds, engine_options=layers["engine_options"]) as manager:
             try:
                 return type(manager.get_engine("one", **layers["call"]).pool).__name__
             except EngineOptionsError as error:
@@ -260,9 +282,11 @@ def test_option_beside_or_after_a_pool_class_that_lacks_it_raises(
 
 
 @in_both_phases
-def test_dictionaries_of_the_caller_are_never_changed(tmp_path: Path, call: Callable) -> None:
+def test_dictionaries_of_the_caller_are_never_changed(
+    tmp_path: Path, call: Callable, manager_class: ManagerClass, sqlite: str
+) -> None:
     """What a caller gives is as it was after engines were made and sessions used, in depth."""
-    url = f"sqlite:///{tmp_path / 'one.db'}"
+    url = f"{sqlite}:///{tmp_path / 'one.db'}"
     engine_options: dict[str, Any] = {
         "pool_pre_ping": True,
         "ping_if_idle": 2.0,
@@ -277,14 +301,14 @@ def test_dictionaries_of_the_caller_are_never_changed(tmp_path: Path, call: Call
         "session_options": {"expire_on_commit": False, "info": {"a": 1}},
         "binds": {
             "files": {"url": url, "connect_args": {"timeout": 6.0}, "pool_pre_ping": False},
-            "memory": {"url": "sqlite://", "connect_args": {"timeout": 1.0}},
+            "memory": {"url": f"{sqlite}://", "connect_args": {"timeout": 1.0}},
         },
     }
     kwargs = {"connect_args": {"timeout": 9.0}, "pool_pre_ping": True}
     before = copy.deepcopy((given, kwargs))
 
     def use() -> Any:
-        with SessionManager(metadata=ItemBase.metadata, **given) as manager:
+        with manager_class(metadata=ItemBase.metadata, **given) as manager:
             for dburi, options in (("files", {}), ("memory", {}), (url, kwargs)):
                 with manager.begin(dburi, **options) as session:
                     session.info["b"] = 2
@@ -294,12 +318,12 @@ def test_dictionaries_of_the_caller_are_never_changed(tmp_path: Path, call: Call
     assert call(use) == before
 
 
-def test_later_changes_by_the_caller_change_nothing() -> None:
+def test_later_changes_by_the_caller_change_nothing(manager_class: ManagerClass) -> None:
     """A manager copies its configuration: what the caller does to the dictionaries is not seen."""
     options: dict[str, Any] = {"pool_size": 3, "connect_args": {"application_name": "before"}}
     session_options = {"autoflush": False}
     binds: dict[str, Any] = {"one": {"url": URL, "pool_timeout": 5}}
-    with SessionManager(
+    with manager_class(
         binds=binds, engine_options=options, session_options=session_options, pooling="always"
     ) as manager:
         options["pool_size"] = 9
@@ -314,3 +338,12 @@ def test_later_changes_by_the_caller_change_nothing() -> None:
         assert manager.get_engine("one", connect_args={"application_name": "before"}) is engine
         with pytest.raises(NoSuchBindError):
             manager.get_engine("two")
+
+
+@pytest.mark.parametrize(
+    "value", [int, None, "Session", Session()], ids=["int", "None", "text", "object"]
+)
+def test_session_class_has_to_be_one(value: Any, manager_class: ManagerClass) -> None:
+    """What sessions are to be made of raises when it is given, not when one is made."""
+    with pytest.raises(EngineOptionsError, match=r"class_ must be a subclass of \w*Session, not"):
+        manager_class(session_options={"class_": value})

@@ -6,11 +6,14 @@ import json
 import sqlite3
 from typing import TYPE_CHECKING, Any
 
+import aiosqlite
 import pytest
 from sqlalchemy import URL, Engine, create_engine
 from sqlalchemy.engine import CreateEnginePlugin
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import (
     AssertionPool,
+    AsyncAdaptedQueuePool,
     NullPool,
     Pool,
     QueuePool,
@@ -19,11 +22,13 @@ from sqlalchemy.pool import (
 )
 
 from sessionmgr import EngineOptionsError, SessionManager
-from tests.concurrency import in_both_phases
+from tests.concurrency import here, in_both_phases, in_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from tests.async_facade import ManagerClass
 
 POOL_CLASSES: list[type[Pool]] = [NullPool, QueuePool, StaticPool, SingletonThreadPool]
 
@@ -47,6 +52,11 @@ class Plugin(CreateEnginePlugin):
 def connect() -> sqlite3.Connection:
     """Open a database in memory, as a ``creator``."""
     return sqlite3.connect(":memory:", check_same_thread=False)
+
+
+async def connect_async() -> aiosqlite.Connection:
+    """Do the same as an ``async_creator``."""
+    return await aiosqlite.connect(":memory:")
 
 
 OPTIONS: dict[str, Any] = {
@@ -86,6 +96,12 @@ OPTIONS: dict[str, Any] = {
 """Options of :func:`sqlalchemy.create_engine`, each with a value that is not its default, where it
 has others. ``poolclass`` and ``pool_pre_ping`` have tests of their own."""
 
+ADAPTED: dict[Any, Any] = {QueuePool: AsyncAdaptedQueuePool}
+"""Pool classes that asynchronous engines have in the place of others."""
+
+ASYNC_POOLS = [None, NullPool, QueuePool, StaticPool]
+"""Those that they have at all, as they are or adapted."""
+
 DEPRECATED = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
@@ -98,13 +114,29 @@ def plugin() -> None:
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
+def url(tmp_path: Path, sqlite: str) -> str:
     """Return the URL of a SQLite file."""
-    return f"sqlite:///{tmp_path / 'one.db'}"
+    return f"{sqlite}:///{tmp_path / 'one.db'}"
 
 
 OURS = ("monitor", "_invoke_creator", "_has_events")
 """What no option changes: the pool's monitor, and that interrupted statements are listened for."""
+
+
+@pytest.fixture
+def options(manager_class: ManagerClass) -> dict[str, Any]:
+    """Return :data:`OPTIONS`, as the kind of engine takes them."""
+    if manager_class is SessionManager:
+        return OPTIONS
+    own = {"async_creator": connect_async}
+    return {name: OPTIONS[name] for name in OPTIONS.keys() - {"creator", "module"}} | own
+
+
+@pytest.fixture
+def adapt(manager_class: ManagerClass) -> Callable[[Any], Any]:
+    """Return what gives a pool class as the kind of engine takes it."""
+    adapted = {} if manager_class is SessionManager else ADAPTED
+    return lambda pool_class: adapted.get(pool_class, pool_class)
 
 
 def traits(engine: Engine) -> dict[str, Any]:
@@ -123,7 +155,7 @@ def traits(engine: Engine) -> dict[str, Any]:
             getattr(engine.dialect, "_json_serializer", None),
             getattr(engine.dialect, "_json_deserializer", None),
         ),
-        "module": engine.dialect.dbapi,
+        "module": getattr(engine.dialect.dbapi, "sqlite", engine.dialect.dbapi),  # if adapted
     }
     for part in (engine.pool, engine.dialect):
         found |= {
@@ -149,9 +181,12 @@ def chosen_engine(url: str, pool_class: type[Pool], options: dict[str, Any]) -> 
 
 def plain_engine(url: str, pool_class: type[Pool], options: dict[str, Any]) -> Engine | None:
     """Make SQLAlchemy's own engine with the health defaults; ``None`` when it refuses an option."""
-    health = HEALTH | ({"pool_use_lifo": True} if pool_class is QueuePool else {})
+    health = HEALTH | ({"pool_use_lifo": True} if issubclass(pool_class, QueuePool) else {})
+    arguments = {"poolclass": pool_class} | health | options
     try:
-        return create_engine(url, poolclass=pool_class, **(health | options))
+        if url.startswith("sqlite+aiosqlite:"):
+            return create_async_engine(url, **arguments).sync_engine
+        return create_engine(url, **arguments)
     except TypeError as error:
         if not str(error).startswith("Invalid argument(s)"):
             raise
@@ -168,22 +203,29 @@ def managed(manager: SessionManager, url: str, **options: Any) -> dict[str, Any]
 
 @DEPRECATED
 @in_both_phases
+@pytest.mark.twin_cases(call=[here], pool_class=ASYNC_POOLS)
 @pytest.mark.parametrize("pool_class", POOL_CLASSES)
 def test_every_option_is_taken_or_refused_as_the_pool_class_says(
-    url: str, call: Callable, pool_class: type[Pool]
+    url: str,
+    call: Callable,
+    pool_class: type[Pool],
+    manager_class: ManagerClass,
+    options: dict[str, Any],
+    adapt: Callable,
 ) -> None:
     """With an explicit pool class, an option does what it does in ``create_engine``, or raises."""
+    adapted = adapt(pool_class)
 
     def compare() -> set[str]:
         refused = set()
-        for name, value in OPTIONS.items():
-            plain = plain_engine(url, pool_class, {name: value})
-            with SessionManager() as manager:
-                found = managed(manager, url, poolclass=pool_class, **{name: value})
+        for name, value in options.items():
+            plain = plain_engine(url, adapted, {name: value})
+            with manager_class() as manager:
+                found = managed(manager, url, poolclass=adapted, **{name: value})
             if plain is None:
                 assert isinstance(found, str), f"{name} was not refused"
                 assert f"'{name}': {value!r}" in found
-                assert pool_class.__name__ in found
+                assert adapted.__name__ in found
                 refused.add(name)
             else:
                 assert found == traits(plain), name
@@ -222,13 +264,19 @@ def test_the_comparison_sees_every_option(url: str, pool_class: type[Pool]) -> N
 
 @DEPRECATED
 @in_both_phases
-def test_every_option_is_taken_where_the_manager_chooses_the_pool(url: str, call: Callable) -> None:
+def test_every_option_is_taken_where_the_manager_chooses_the_pool(
+    url: str,
+    call: Callable,
+    manager_class: ManagerClass,
+    options: dict[str, Any],
+    adapt: Callable,
+) -> None:
     """Without an explicit pool class no option is refused: those of other pools are set aside."""
 
     def compare() -> None:
-        for name, value in OPTIONS.items():
-            with SessionManager(engine_options={name: value}) as manager:
-                chosen = QueuePool if manager.forked else NullPool
+        for name, value in options.items():
+            with manager_class(engine_options={name: value}) as manager:
+                chosen = adapt(QueuePool) if manager.forked else NullPool
                 plain = chosen_engine(url, chosen, {name: value})
                 assert managed(manager, url) == traits(plain), name
                 assert managed(manager, url, **{name: value}) == traits(plain), name
@@ -237,26 +285,34 @@ def test_every_option_is_taken_where_the_manager_chooses_the_pool(url: str, call
 
 
 @in_both_phases
+@pytest.mark.twin_cases(pool_class=ASYNC_POOLS)
 @pytest.mark.parametrize("pool_class", [None, *POOL_CLASSES])
 def test_options_of_the_connection_reach_it(
-    tmp_path: Path, call: Callable, pool_class: type[Pool] | None
+    tmp_path: Path,
+    call: Callable,
+    pool_class: type[Pool] | None,
+    manager_class: ManagerClass,
+    sqlite: str,
+    adapt: Callable,
 ) -> None:
     """``connect_args``, ``creator``, ``pool_events`` and ``echo`` work in both phases."""
+    asynchronous = manager_class is not SessionManager
+    creator = {"async_creator": connect_async} if asynchronous else {"creator": connect}
     seen: list[str] = []
     options: dict[str, Any] = {
         "pool_events": [(lambda *_: seen.append("event"), "connect")],
         "connect_args": {"factory": Connection},
     }
     if pool_class is not None:
-        options["poolclass"] = pool_class
+        options["poolclass"] = adapt(pool_class)
 
     def use() -> None:
-        with SessionManager(engine_options=options) as manager:
-            with manager.get_engine(f"sqlite:///{tmp_path / 'one.db'}").connect() as connection:
+        with manager_class(engine_options=options) as manager:
+            with manager.get_engine(f"{sqlite}:///{tmp_path / 'one.db'}").connect() as connection:
                 driver = connection.connection.driver_connection
-                assert isinstance(driver, Connection)
+                assert isinstance(driver._conn if asynchronous else driver, Connection)
             assert seen == ["event"]
-            made = manager.get_engine(f"sqlite:///{tmp_path / 'two.db'}", creator=connect)
+            made = manager.get_engine(f"{sqlite}:///{tmp_path / 'two.db'}", **creator)
             with made.connect() as connection:
                 assert connection.exec_driver_sql("PRAGMA database_list").all() == [(0, "main", "")]
             assert not (tmp_path / "two.db").exists()
@@ -271,14 +327,16 @@ class Connection(sqlite3.Connection):
 LAYERS = ["manager", "bind", "call"]
 
 
-def layered(layer: str, url: str, options: dict[str, Any]) -> tuple[SessionManager, dict[str, Any]]:
+def layered(
+    manager_class: ManagerClass, layer: str, url: str, options: dict[str, Any]
+) -> tuple[SessionManager, dict[str, Any]]:
     """Make a manager with the database ``"one"``, and the options for its next call.
 
     :param layer: where the options stand: one of :data:`LAYERS`.
     """
     bind = {"url": url} | (options if layer == "bind" else {})
     given = options if layer == "manager" else {}
-    manager = SessionManager(binds={"one": bind}, engine_options=given)
+    manager = manager_class(binds={"one": bind}, engine_options=given)
     return manager, options if layer == "call" else {}
 
 
@@ -286,24 +344,35 @@ def layered(layer: str, url: str, options: dict[str, Any]) -> tuple[SessionManag
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("pool_class", [*POOL_CLASSES, AssertionPool])
 @pytest.mark.parametrize("memory", [False, True], ids=["file", "memory"])
+@pytest.mark.twin_cases(call=[in_child], pool_class=ASYNC_POOLS)
 def test_explicit_pool_class_wins(
-    url: str, call: Callable, layer: str, pool_class: type[Pool], memory: bool
+    url: str,
+    call: Callable,
+    layer: str,
+    pool_class: type[Pool],
+    memory: bool,
+    manager_class: ManagerClass,
+    sqlite: str,
+    adapt: Callable,
 ) -> None:
     """A pool class that a user names is used, whatever the phase, the layer and the database."""
+    adapted, dburi = adapt(pool_class), f"{sqlite}://" if memory else url
 
     def make() -> bool:
-        manager, options = layered(layer, "sqlite://" if memory else url, {"poolclass": pool_class})
+        manager, options = layered(manager_class, layer, dburi, {"poolclass": adapted})
         with manager:
-            return isinstance(manager.get_engine("one", **options).pool, pool_class)
+            return isinstance(manager.get_engine("one", **options).pool, adapted)
 
     assert call(make)
 
 
 @pytest.mark.parametrize("pooling", ["always", "never"])
-def test_pooling_chooses_where_no_pool_class_is_named(url: str, pooling: Any) -> None:
+def test_pooling_chooses_where_no_pool_class_is_named(
+    url: str, pooling: Any, manager_class: ManagerClass, adapt: Callable
+) -> None:
     """``pooling`` overrides the phase, and an explicit pool class overrides ``pooling``."""
-    with SessionManager(pooling=pooling, engine_options={"pool_size": 3}) as manager:
-        chosen = QueuePool if pooling == "always" else NullPool
+    with manager_class(pooling=pooling, engine_options={"pool_size": 3}) as manager:
+        chosen = adapt(QueuePool) if pooling == "always" else NullPool
         assert isinstance(manager.get_engine(url).pool, chosen)
         [stats] = manager.stats().databases
         assert stats.size == (3 if pooling == "always" else None)
@@ -314,33 +383,39 @@ def test_pooling_chooses_where_no_pool_class_is_named(url: str, pooling: Any) ->
 @DEPRECATED
 @in_both_phases
 @pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.twin_cases(call=[in_child])
 def test_options_do_not_switch_the_health_defaults_off(
-    url: str, call: Callable, layer: str
+    url: str,
+    call: Callable,
+    layer: str,
+    manager_class: ManagerClass,
+    options: dict[str, Any],
+    adapt: Callable,
 ) -> None:
     """Naming one option keeps recycling, LIFO and the liveness test as they are by default."""
 
-    def make(options: dict[str, Any]) -> tuple[int, bool, float]:
-        manager, kwargs = layered(layer, url, options)
+    def make(given: dict[str, Any]) -> tuple[int, bool, float]:
+        manager, kwargs = layered(manager_class, layer, url, given)
         with manager:
             pool = manager.get_engine("one", **kwargs).pool
             [entry] = manager._registry.entries()
-            assert isinstance(pool, QueuePool if manager.forked else NullPool)
+            assert isinstance(pool, adapt(QueuePool) if manager.forked else NullPool)
             lifo = pool._pool.use_lifo if isinstance(pool, QueuePool) else True
             return pool._recycle, lifo, entry.monitor._ping_if_idle
 
     def make_each() -> dict[str, tuple[int, bool, float]]:
-        names = OPTIONS.keys() - HEALTH.keys() - {"pool_use_lifo"}
-        return {name: make({name: OPTIONS[name]}) for name in names} | {"none": make({})}
+        names = options.keys() - HEALTH.keys() - {"pool_use_lifo"}
+        return {name: make({name: options[name]}) for name in names} | {"none": make({})}
 
     assert set(call(make_each).values()) == {(3600, True, 1.0)}
 
 
-def window(*layers: dict[str, Any], dburi: str = "one", url: str = "sqlite:///one.db") -> Any:
+def window(manager_class: ManagerClass, url: str, *layers: dict[str, Any]) -> Any:
     """Return ``ping_if_idle`` as it results from options of the manager, a bind and a call."""
     manager_options, bind_options, call_options = layers
     binds = {"one": {"url": url} | bind_options}
-    with SessionManager(binds=binds, engine_options=manager_options) as manager:
-        manager.get_engine(dburi, **call_options)
+    with manager_class(binds=binds, engine_options=manager_options) as manager:
+        manager.get_engine("one", **call_options)
         [entry] = manager._registry.entries()
         assert entry.engine.pool._pre_ping is False  # a ping at each checkout is never paid for
         return entry.monitor._ping_if_idle
@@ -362,7 +437,7 @@ def window(*layers: dict[str, Any], dburi: str = "one", url: str = "sqlite:///on
     ],
 )
 def test_pool_pre_ping_means_the_liveness_test(
-    layers: tuple[dict[str, Any], ...], expected: float
+    layers: tuple[dict[str, Any], ...], expected: float, manager_class: ManagerClass, url: str
 ) -> None:
     """``pool_pre_ping`` and ``ping_if_idle`` speak of one test; the nearest layer has its say."""
-    assert window(*layers) == expected
+    assert window(manager_class, url, *layers) == expected

@@ -15,7 +15,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 
-from sessionmgr import SchemaLockError, SessionManager, serverlock
+from sessionmgr import SchemaLockError, serverlock
 from tests.items import ItemBase
 from tests.schema_helpers import (
     database_url,
@@ -30,14 +30,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from tests.async_facade import ManagerClass
     from tests.servers import Database
 
 
-def test_missing_right_is_the_drivers_error_at_once(database: Database) -> None:
+def test_missing_right_is_the_drivers_error_at_once(
+    database: Database, manager_class: ManagerClass
+) -> None:
     """A role that may not create the missing tables gets the driver's error from one attempt."""
     metadata = rich_metadata()
     attempts = fail_always(metadata, lambda _: None)
-    with powerless_role(database) as url, SessionManager(metadata=metadata) as manager:
+    with powerless_role(database) as url, manager_class(metadata=metadata) as manager:
         with pytest.raises((OperationalError, ProgrammingError), match=r"denied") as caught:
             manager.session_factory(url)
         assert len(attempts) == 1
@@ -54,7 +57,10 @@ def test_missing_right_is_the_drivers_error_at_once(database: Database) -> None:
     ids=["password", "database"],
 )
 def test_hopeless_connects_are_not_retried(
-    database: Database, change: dict[str, str], match: str
+    database: Database,
+    change: dict[str, str],
+    match: str,
+    manager_class: ManagerClass,
 ) -> None:
     """A wrong password and a missing database give the driver's error after one connect."""
     connects: list[str] = []
@@ -62,8 +68,8 @@ def test_hopeless_connects_are_not_retried(
     def count(engine: Engine) -> None:
         event.listen(engine, "do_connect", lambda *_: connects.append("connect"))
 
-    with SessionManager(count, metadata=ItemBase.metadata) as manager:
-        with pytest.raises(OperationalError, match=match):
+    with manager_class(count, metadata=ItemBase.metadata) as manager:
+        with pytest.raises(DBAPIError, match=match):
             manager.session_factory(database.url.set(**change))
         assert len(connects) == 1
         assert manager.prepared == frozenset()
@@ -93,25 +99,32 @@ def fail_as_contention(connection: Any) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
+@pytest.mark.twin_cases(driver=["psycopg", "pymysql"])
 def test_passing_failures_are_tried_eleven_times(
     make_database: Callable[..., Database],
     tmp_path: Path,
     driver: str,
     fail: Callable[..., None],
+    manager_class: ManagerClass,
+    sqlite: str,
 ) -> None:
     """A ``create_all`` that always fails in a passing way is tried 11 times, and then raises."""
     metadata = rich_metadata()
     attempts = fail_always(metadata, fail)
-    with SessionManager(metadata=metadata) as manager:
+    with manager_class(metadata=metadata) as manager:
         with pytest.raises(DBAPIError):
-            manager.session_factory(database_url(driver, make_database, tmp_path))
+            manager.session_factory(database_url(driver, make_database, tmp_path, sqlite))
         assert len(attempts) == 11
         assert manager.prepared == frozenset()
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "pymysql", "sqlite"])
 def test_passing_failure_that_passes_costs_nothing(
-    make_database: Callable[..., Database], tmp_path: Path, driver: str
+    make_database: Callable[..., Database],
+    tmp_path: Path,
+    driver: str,
+    manager_class: ManagerClass,
+    sqlite: str,
 ) -> None:
     """Tables are there in the end when the third attempt succeeds."""
     metadata = rich_metadata()
@@ -123,8 +136,8 @@ def test_passing_failure_that_passes_costs_nothing(
         connection.execute(text("DROP TABLE IF EXISTS person"))  # MySQL keeps what failed
 
     attempts = fail_always(metadata, fail_twice)
-    with SessionManager(metadata=metadata) as manager:
-        url = database_url(driver, make_database, tmp_path)
+    with manager_class(metadata=metadata) as manager:
+        url = database_url(driver, make_database, tmp_path, sqlite)
         with manager.session_factory(url) as session:
             assert set(inspect(session.connection()).get_table_names()) >= {"other"}
         assert len(attempts) == 3
@@ -132,13 +145,16 @@ def test_passing_failure_that_passes_costs_nothing(
 
 @pytest.mark.parametrize("driver", list(DRIVERS))
 def test_schema_lock_that_is_not_granted_raises(
-    make_database: Callable[..., Database], monkeypatch: pytest.MonkeyPatch, driver: str
+    make_database: Callable[..., Database],
+    monkeypatch: pytest.MonkeyPatch,
+    driver: str,
+    manager_class: ManagerClass,
 ) -> None:
     """Where another connection keeps the lock for longer than the limit, the error says so."""
     database = make_database(driver)
     monkeypatch.setattr(serverlock, "LOCK_TIMEOUT", 1)
     holder = create_engine(database.url, poolclass=NullPool)
-    with SessionManager(metadata=rich_metadata()) as manager, holder.connect() as connection:
+    with manager_class(metadata=rich_metadata()) as manager, holder.connect() as connection:
         with connection.begin(), serverlock.server_lock(connection, "schema", "it"):
             with pytest.raises(SchemaLockError, match="since 1 s") as caught:
                 manager.session_factory(database.url)

@@ -1,4 +1,7 @@
-"""Connections of pools whose place another one took, and checkouts that hold no fork back."""
+"""Connections of pools whose place another one took, and checkouts that hold no fork back.
+
+For SessionManager alone is what takes threads that share a pool, or keep a connection each.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from tests.async_facade import ManagerClass
     from tests.servers import Database
 
 LONG = 60.0
@@ -100,11 +104,13 @@ def test_connection_that_a_pool_keeps_for_its_thread_is_closed(
     wait_until(lambda: not database.connections())
 
 
-def test_connection_of_a_replaced_pool_without_a_queue(tmp_path: Path) -> None:
+def test_connection_of_a_replaced_pool_without_a_queue(
+    tmp_path: Path, manager_class: ManagerClass, sqlite: str
+) -> None:
     """A pool of one connection that was replaced closes it when it comes back, and not before."""
     options = {"poolclass": StaticPool, "connect_args": {"check_same_thread": False}}
-    with SessionManager(engine_options=options) as manager:
-        engine = manager.get_engine(f"sqlite:///{tmp_path}/file.db")
+    with manager_class(engine_options=options) as manager:
+        engine = manager.get_engine(f"{sqlite}:///{tmp_path}/file.db")
         with engine.connect() as used:
             engine.dispose(close=False)
             assert used.scalar(select(7)) == 7

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import URL, create_engine, make_url, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from sessionmgr import (
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
+    from tests.async_facade import ManagerClass
     from tests.servers import Database
 
 SECRET = "gEheim/p@ss:word#1"
@@ -102,15 +103,17 @@ class Guarded:
     :param database: the database.
     :param url: its URL for that role, with the secret unless it is in the options.
     :param options: engine options.
+    :param manager_class: the class of its managers.
     """
 
     database: Database
     url: URL
     options: dict[str, Any]
+    manager_class: ManagerClass
 
     def manager(self, **arguments: Any) -> SessionManager:
         """Return a manager with the bind key ``"guarded"``."""
-        return SessionManager(
+        return self.manager_class(
             metadata=ItemBase.metadata,
             binds={"guarded": {"url": self.url} | self.options},
             engine_options=self.options,
@@ -126,6 +129,10 @@ EVERYWHERE = [
     if place != "sslpassword" or driver.startswith("psycopg")
 ]
 
+# asyncpg, psycopg's twin, takes no sslpassword
+TWINS_PLACES = [pair for pair in EVERYWHERE if pair != ("psycopg", "sslpassword")]
+
+pytestmark = pytest.mark.twin_cases(guarded=TWINS_PLACES)
 
 in_each_place = pytest.mark.parametrize(
     "guarded", [pair for pair in EVERYWHERE if pair[0] == "psycopg"], ids="-".join, indirect=True
@@ -134,7 +141,9 @@ in_each_place = pytest.mark.parametrize(
 
 @pytest.fixture(params=EVERYWHERE, ids="-".join)
 def guarded(
-    request: pytest.FixtureRequest, make_database: Callable[..., Database]
+    request: pytest.FixtureRequest,
+    make_database: Callable[..., Database],
+    manager_class: ManagerClass,
 ) -> Iterator[Guarded]:
     """Return a database whose role has the secret as its password, for each place to give it."""
     driver, place = request.param
@@ -155,7 +164,7 @@ def guarded(
         options = {"connect_args": {"password": SECRET}}
     elif place == "sslpassword":
         url = url.update_query_dict({"sslpassword": SECRET})
-    yield Guarded(database, url, options)
+    yield Guarded(database, url, options, manager_class)
     server.kill(*database.connections())
     server.query(f"DROP ROLE {role}" if driver.startswith("psycopg") else f"DROP USER {role}@'%'")
 
@@ -171,7 +180,7 @@ def test_nothing_shows_at_work(guarded: Guarded, watcher: Watcher) -> None:
             watcher.show(engine, factory, factory.kw)
             with manager.session_factory(dburi) as session:
                 kill_connection(session, guarded.database)
-                watcher.raised(OperationalError, lambda s=session: s.execute(text("SELECT 1")))
+                watcher.raised(DBAPIError, lambda s=session: s.execute(text("SELECT 1")))
             watcher.show_manager(manager)
         manager.invalidate(guarded.url)
         manager.dispose()
@@ -199,10 +208,8 @@ def test_nothing_shows_when_connecting_fails(guarded: Guarded, watcher: Watcher)
     with guarded.manager() as manager, TCPProxy(guarded.url) as proxy:
         proxy.refuse()
         for url in (*wrong, proxy.url):
-            watcher.raised(OperationalError, lambda url=url: manager.session_factory(url))
-            watcher.raised(
-                OperationalError, lambda url=url: manager.run(url, lambda _: None, attempts=2)
-            )
+            watcher.raised(DBAPIError, lambda url=url: manager.session_factory(url))
+            watcher.raised(DBAPIError, lambda url=url: manager.run(url, lambda _: None, attempts=2))
         watcher.show_manager(manager)
 
 
@@ -218,8 +225,8 @@ def test_nothing_shows_in_what_run_and_callbacks_tell(guarded: Guarded, watcher:
         raise LookupError("of the callback")
 
     with guarded.manager() as manager:
-        watcher.raised(OperationalError, lambda: manager.run("guarded", lose, attempts=2))
-        watcher.raised(OperationalError, lambda: manager.run(guarded.url, lose, attempts=2))
+        watcher.raised(DBAPIError, lambda: manager.run("guarded", lose, attempts=2))
+        watcher.raised(DBAPIError, lambda: manager.run(guarded.url, lose, attempts=2))
     with guarded.manager(engine_callback=refuse) as manager:
         watcher.raised(LookupError, lambda: manager.get_engine("guarded"))
         watcher.raised(LookupError, lambda: manager.get_engine(guarded.url))
@@ -278,10 +285,14 @@ def test_nothing_shows_when_the_schema_lock_is_not_granted(
     ids=["port", "no colon", "one slash", "no scheme", "scheme", "port of host", "empty", "tuple"],
 )
 def test_nothing_shows_of_a_url_that_cannot_be_read(
-    watcher: Watcher, dburi: Any, error: type[Exception]
+    watcher: Watcher,
+    dburi: Any,
+    error: type[Exception],
+    manager_class: ManagerClass,
+    sqlite: str,
 ) -> None:
     """What cannot be read as a URL may have a password in any place, and is not shown."""
-    with SessionManager(binds={"users": "sqlite://"}) as manager:
+    with manager_class(binds={"users": f"{sqlite}://"}) as manager:
         for method in (manager.get_engine, manager.session_factory, manager.invalidate):
             watcher.raised(error, lambda method=method: method(dburi))
         watcher.show_manager(manager)
@@ -313,3 +324,19 @@ def test_values_of_options_are_shown_without_secrets(
 ) -> None:
     """The values that error texts show of options have no secret in them, at any depth."""
     watcher.show(hide_secrets(value))
+
+
+@pytest.mark.twin_cases(call=["connect_args", "engine_options"])
+@pytest.mark.parametrize("call", ["prepare_models", "connect_args", "engine_options"])
+def test_text_in_the_place_of_something_else(call: str, manager_class: ManagerClass) -> None:
+    """Where text cannot be, it is not repeated: it may be a URL that nobody can read, or worse."""
+    text: Any = f"app:{SECRET}@db/orders"
+    with manager_class() as manager:
+        calls = {
+            "prepare_models": lambda: manager.prepare_models(text),
+            "connect_args": lambda: manager.get_engine("sqlite://", connect_args=text),
+            "engine_options": lambda: manager_class(engine_options=text),
+        }
+        with pytest.raises(EngineOptionsError, match="not str") as caught:
+            calls[call]()
+    assert not any(trace in str(caught.value) for trace in TRACES)

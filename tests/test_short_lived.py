@@ -8,7 +8,6 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from sessionmgr import SessionManager
 from tests.concurrency import in_both_phases, in_child, in_threads
 from tests.helpers import wait_until
 from tests.items import Item, ItemBase, connection_id, item_names, kill_connection
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from sessionmgr import SessionManager
+    from tests.async_facade import ManagerClass
     from tests.servers import Database
 
 
@@ -120,11 +121,15 @@ def through_isolation_levels(manager: SessionManager, database: Database) -> Non
     ],
     ids=lambda use: use.__name__.removeprefix("through_"),
 )
+@pytest.mark.twin_cases(database=["psycopg", "pymysql"], call=[in_child])
 def test_nothing_is_left(
-    database: Database, call: Callable, use: Callable[[SessionManager, Database], None]
+    database: Database,
+    call: Callable,
+    use: Callable[[SessionManager, Database], None],
+    manager_class: ManagerClass,
 ) -> None:
     """After the session the registry has no factory and the server counts no connection."""
-    with SessionManager(metadata=ItemBase.metadata) as manager:
+    with manager_class(metadata=ItemBase.metadata) as manager:
         manager.session_factory(database.url, short_lived_sessions=True).close()
 
         def run() -> None:
@@ -139,12 +144,14 @@ def test_nothing_is_left(
 
 
 @in_both_phases
-def test_each_call_gives_a_factory_of_its_own(tmp_path: Path, call: Callable) -> None:
+def test_each_call_gives_a_factory_of_its_own(
+    tmp_path: Path, call: Callable, manager_class: ManagerClass, sqlite: str
+) -> None:
     """Two calls give two factories on one engine, and neither is the cached one."""
 
     def run() -> tuple[int, int, bool]:
-        with SessionManager() as manager:
-            url = f"sqlite:///{tmp_path / 'one.db'}"
+        with manager_class() as manager:
+            url = f"{sqlite}:///{tmp_path / 'one.db'}"
             pairs = [manager.create_session(url, short_lived_sessions=True) for _ in range(2)]
             kept = manager.create_session(url)
             engines, factories = (set(found) for found in zip(*pairs, kept, strict=True))
@@ -153,11 +160,13 @@ def test_each_call_gives_a_factory_of_its_own(tmp_path: Path, call: Callable) ->
     assert call(run) == (1, 3, True)
 
 
-def test_other_sessions_keep_their_connections(database: Database) -> None:
+def test_other_sessions_keep_their_connections(
+    database: Database, manager_class: ManagerClass
+) -> None:
     """Beside short-lived sessions the others pool as ever: neither closes the other's."""
 
     def run() -> None:
-        with SessionManager(metadata=ItemBase.metadata) as manager:
+        with manager_class(metadata=ItemBase.metadata) as manager:
             with manager.session_factory(database.url) as session:
                 kept = connection_id(session)
                 in_threads([lambda i=i: add(manager, database, f"row {i}") for i in range(4)])
@@ -169,11 +178,13 @@ def test_other_sessions_keep_their_connections(database: Database) -> None:
     in_child(run)
 
 
-def test_pooled_connection_that_was_borrowed_is_closed(database: Database) -> None:
+def test_pooled_connection_that_was_borrowed_is_closed(
+    database: Database, manager_class: ManagerClass
+) -> None:
     """A short-lived session that was given a pooled connection closes that one."""
 
     def run() -> Any:
-        with SessionManager(metadata=ItemBase.metadata) as manager:
+        with manager_class(metadata=ItemBase.metadata) as manager:
             manager.session_factory(database.url).close()
             wait_until(lambda: len(database.connections()) == 1)
             add(manager, database, "row")

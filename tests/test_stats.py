@@ -1,4 +1,7 @@
-"""Statistics: frozen, printable, JSON, and true."""
+"""Statistics: frozen, printable, JSON, and true.
+
+For SessionManager alone is the pool whose connections threads hand to each other.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.pool import ConnectionPoolEntry
 
+    from tests.async_facade import ManagerClass
     from tests.servers import Database
 
 DATABASE = DatabaseStats("users", "QueuePool", 5, 4, 9, 3, 2, 1, 1, 2)
@@ -71,18 +75,19 @@ def counts(manager: SessionManager) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("pooling", ["always", "never"])
-def test_counts_are_true(database: Database, pooling: Any) -> None:
+def test_counts_are_true(database: Database, pooling: Any, manager_class: ManagerClass) -> None:
     """Connects, checkouts, tests, and replaced and invalidated connections are counted."""
     options = {"ping_if_idle": 0, "pool_size": 3}
     kept = pooling == "always"
-    with SessionManager(
+    adapted = "" if manager_class is SessionManager else "AsyncAdapted"
+    with manager_class(
         metadata=ItemBase.metadata, pooling=pooling, engine_options=options
     ) as manager:
         manager.session_factory(database.url).close()
         before = counts(manager)
         assert before["database"] == str(database.url)
         assert (before["pool_class"], before.get("size")) == (
-            ("QueuePool", 3) if kept else ("NullPool", None)
+            (f"{adapted}QueuePool", 3) if kept else ("NullPool", None)
         )
         assert before.get("idle", 0) == kept
 
@@ -107,9 +112,9 @@ def test_counts_are_true(database: Database, pooling: Any) -> None:
         assert "replaced" not in counts(manager)
 
 
-def test_replaced_connections_are_counted(database: Database) -> None:
+def test_replaced_connections_are_counted(database: Database, manager_class: ManagerClass) -> None:
     """A pooled connection that is found dead at its checkout counts as replaced."""
-    with SessionManager(
+    with manager_class(
         metadata=ItemBase.metadata, pooling="always", engine_options={"ping_if_idle": 0}
     ) as manager:
         manager.session_factory(database.url).close()
@@ -152,9 +157,9 @@ def test_detached_connection_is_told_from_the_next_of_its_record(tmp_path: Path)
         assert "checked_out" not in counts(manager)
 
 
-def test_stats_are_of_this_process(database: Database) -> None:
+def test_stats_are_of_this_process(database: Database, manager_class: ManagerClass) -> None:
     """A child counts for itself, from nothing; the parent's counts stay."""
-    with SessionManager(metadata=ItemBase.metadata, pooling="always") as manager:
+    with manager_class(metadata=ItemBase.metadata, pooling="always") as manager:
         manager.session_factory(database.url).close()
         before = manager.stats()
         assert (before.pid, before.forked) == (os.getpid(), False)

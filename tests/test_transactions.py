@@ -8,7 +8,6 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
 
-from sessionmgr import SessionManager
 from tests.helpers import wait_until
 from tests.items import (
     Item,
@@ -24,7 +23,11 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
+    from sessionmgr import SessionManager
+    from tests.async_facade import ManagerClass
     from tests.servers import Database
+
+pytestmark = pytest.mark.twin_cases(manager=["always"])
 
 DEFERRED = """
 CREATE TABLE deferred (
@@ -35,9 +38,11 @@ CREATE TABLE deferred (
 
 
 @pytest.fixture(params=["always", "never"])
-def manager(request: pytest.FixtureRequest) -> Iterator[SessionManager]:
+def manager(
+    request: pytest.FixtureRequest, manager_class: ManagerClass
+) -> Iterator[SessionManager]:
     """Return a manager that keeps connections, and one that does not."""
-    with SessionManager(metadata=ItemBase.metadata, pooling=request.param) as manager:
+    with manager_class(metadata=ItemBase.metadata, pooling=request.param) as manager:
         yield manager
 
 
@@ -182,11 +187,13 @@ def test_lost_connection_is_not_retried_by_begin(
     check_at_rest(manager, database)
 
 
-def test_session_options_apply(manager: SessionManager, database: Database) -> None:
+def test_session_options_apply(
+    manager: SessionManager, database: Database, manager_class: ManagerClass
+) -> None:
     """``session_options`` are those of every session of the manager."""
     options: dict[str, Any] = {"expire_on_commit": False, "info": {"mark": 1}}
     with (
-        SessionManager(
+        manager_class(
             metadata=ItemBase.metadata, pooling=manager.pooling, session_options=options
         ) as configured,
         configured.begin(database.url) as session,

@@ -6,7 +6,6 @@ import os
 import pickle
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from sqlalchemy.pool import NullPool, QueuePool
 from sessionmgr import SessionManager
 from sessionmgr.ext.billiard import initializer, on_process_exit
 from tests import celery_app
+from tests.celery_program import celery_worker
 from tests.concurrency import in_child, in_threads
 from tests.counting import connection_counter, database_to_count
 from tests.helpers import wait_until
@@ -308,34 +308,3 @@ def test_celery_workers(
         results = [app.send_task("backends", [url]) for _ in range(4)]
         tasks = [result.get(timeout=60.0) for result in results]
     assert [pools(ids) for ids in tasks] == [marks or pool == "prefork"] * 4
-
-
-@contextmanager
-def celery_worker(folder: Path, pool: str, *, marks: bool) -> Iterator[None]:
-    """Run a Celery worker; at the end it is told to stop, and has to end well.
-
-    :param folder: where its messages are.
-    :param marks: whether it calls ``mark_worker()``.
-    """
-    environment = os.environ | {celery_app.FOLDER: str(folder)}
-    if marks:
-        environment[celery_app.MARK_WORKER] = "1"
-    log = folder / "log"
-    command = (
-        f"celery -A tests.celery_app worker --pool {pool} --concurrency 2"
-        " --without-gossip --without-mingle --without-heartbeat"
-    )
-    with log.open("wb") as output:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", *command.split()],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=ROOT,
-            env=environment,
-        )
-    try:
-        yield
-    finally:
-        worker.terminate()
-        status = worker.wait(60.0)
-    assert status == 0, log.read_text()

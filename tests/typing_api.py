@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
+from fastapi import Depends, FastAPI
 from sqlalchemy import URL, Engine, MetaData, make_url
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Session, scoped_session, sessionmaker
 from typing_extensions import assert_type
 
 from sessionmgr import (
+    ApplicationDatabase,
+    AsyncSessionManager,
     Base,
+    DatabasePathError,
     DatabaseStats,
     DatabaseURLError,
     EngineOptionsError,
@@ -17,13 +23,16 @@ from sessionmgr import (
     ManagerClosedError,
     ManagerPickleError,
     ManagerStats,
+    MissingExtraError,
     NoSuchBindError,
     SchemaLockError,
     SessionManager,
     SessionManagerError,
+    TemplateError,
     is_transient,
 )
 from sessionmgr.ext.billiard import initializer, on_process_exit
+from sessionmgr.ext.fastapi import AsyncSessions, Sessions, health_router
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -128,6 +137,98 @@ def state(manager: SessionManager) -> None:
         assert_type(entered, SessionManager)
 
 
+# -- event loops
+
+
+async def in_loop(manager: AsyncSessionManager) -> None:
+    """Use each method of the asynchronous twin."""
+    assert_type(manager.get_engine(URL_TEXT, pool_size=3), AsyncEngine)
+    engine, maker = manager.create_session(make_url(URL_TEXT), short_lived_sessions=True)
+    assert_type(engine, AsyncEngine)
+    assert_type(maker, async_sessionmaker[AsyncSession])
+    async with await manager.session_factory(URL_TEXT) as session:
+        assert_type(session, AsyncSession)
+    async with manager.begin("users", write=False) as session:
+        assert_type(session, AsyncSession)
+
+    async def count(session: AsyncSession) -> int:
+        return 1
+
+    assert_type(await manager.run(URL_TEXT, count, attempts=3), int)
+    await manager.prepare_models(engine)
+    assert_type(manager.stats(), ManagerStats)
+    await manager.invalidate(URL_TEXT)
+    await manager.dispose()
+    async with manager as entered:
+        assert_type(entered, AsyncSessionManager)
+    await manager.close()
+
+
+# -- FastAPI
+
+sessions = Sessions(plain, start_timeout=10.0)
+async_sessions = AsyncSessions(AsyncSessionManager(pooling="always"))
+app = FastAPI(lifespan=sessions.lifespan)
+app.include_router(health_router(sessions, async_sessions))
+
+
+@app.post("/users")
+def add_user(
+    users: Annotated[Session, Depends(sessions.get("users"))],
+    logs: Annotated[Session, Depends(sessions.get(make_url(URL_TEXT), write=False))],
+) -> None:
+    """Take sessions that block."""
+    assert_type(users, Session)
+
+
+@app.get("/users")
+async def list_users(
+    users: Annotated[AsyncSession, Depends(async_sessions.get("users"))],
+) -> None:
+    """Take an awaited one."""
+    assert_type(users, AsyncSession)
+
+
+# -- an application's own database
+
+database = ApplicationDatabase("App")
+ApplicationDatabase(
+    "App",
+    url=make_url("sqlite://"),
+    env_var=None,
+    development=Path("dev.db"),
+    filename="app.db",
+    template=Path("template.db"),
+    base=Base,
+    root=Path(),
+    engine_options={"pool_size": 1},
+    session_options={"autoflush": True},
+)
+
+
+async def application() -> None:
+    """Use it for threads, and for event loops."""
+    assert_type(database.path, Path)
+    assert_type(database.data_root, Path)
+    assert_type(database.url, URL)
+    assert_type(database.engine, Engine)
+    assert_type(database.async_engine, AsyncEngine)
+    assert_type(database.Base, type[DeclarativeBase])
+    assert_type(database.SessionLocal, scoped_session[Session])
+    assert_type(database.AsyncSessionLocal, async_sessionmaker[AsyncSession])
+    with database.SessionLocal() as session:
+        assert_type(session, Session)
+    async with database.AsyncSessionLocal() as async_session:
+        assert_type(async_session, AsyncSession)
+    database.init_db()
+    database.ensure_schema()
+    await database.async_ensure_schema()
+    with database as entered:
+        assert_type(entered, ApplicationDatabase)
+    async with database as entered:
+        assert_type(entered, ApplicationDatabase)
+
+
 # -- errors, models, billiard
 
 errors: list[type[SessionManagerError]] = [
@@ -138,6 +239,9 @@ errors: list[type[SessionManagerError]] = [
     ManagerPickleError,
     NoSuchBindError,
     SchemaLockError,
+    DatabasePathError,
+    MissingExtraError,
+    TemplateError,
 ]
 assert_type(is_transient(ValueError()), bool)
 

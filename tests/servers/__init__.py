@@ -2,6 +2,14 @@
 
 from tests.servers.process import MissingServerError
 from tests.servers.run import Servers
-from tests.servers.server import DRIVERS, Database, Server
+from tests.servers.server import ASYNC_DRIVERS, DRIVERS, TWINS, Database, Server
 
-__all__ = ["DRIVERS", "Database", "MissingServerError", "Server", "Servers"]
+__all__ = [
+    "ASYNC_DRIVERS",
+    "DRIVERS",
+    "TWINS",
+    "Database",
+    "MissingServerError",
+    "Server",
+    "Servers",
+]

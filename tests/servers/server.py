@@ -26,6 +26,17 @@ DRIVERS = {
 }
 """Driver -> SQLAlchemy's name for its dialect."""
 
+ASYNC_DRIVERS = {
+    "asyncpg": "postgresql+asyncpg",
+    "psycopg-async": "postgresql+psycopg",
+    "asyncmy": "mysql+asyncmy",
+    "aiomysql": "mysql+aiomysql",
+}
+"""The same of asynchronous drivers."""
+
+TWINS = dict(zip(DRIVERS, ASYNC_DRIVERS, strict=True))
+"""Driver -> the one that has its place in a test that is run for AsyncSessionManager."""
+
 APP_USER = "sessionmgr_app"
 APP_PASSWORD = "sessionmgr_app_password"
 """The role that tests connect as: it owns its databases and has no other right."""
@@ -108,10 +119,11 @@ class Server(abc.ABC):
     ) -> URL:
         """Return the TCP URL of a database on this server.
 
-        :param driver: one of :data:`DRIVERS`.
+        :param driver: one of :data:`DRIVERS` or :data:`ASYNC_DRIVERS`.
         """
+        dialect = (DRIVERS | ASYNC_DRIVERS)[driver]
         return self.admin.set(
-            drivername=DRIVERS[driver], username=user, password=password, database=database
+            drivername=dialect, username=user, password=password, database=database
         )
 
     def log_mark(self) -> int:
@@ -142,6 +154,11 @@ class Database:
     def url(self) -> URL:
         """URL of the database for the test's role."""
         return self.server.url(self.driver, self.name)
+
+    @property
+    def is_postgresql(self) -> bool:
+        """Whether it is on PostgreSQL, else on MariaDB."""
+        return self.url.get_backend_name() == "postgresql"
 
     def connections(self) -> set[int]:
         """Return the server's ids of the connections that clients have to the database."""
