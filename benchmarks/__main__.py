@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import (
+    async_session,
     end_to_end,
     fetch_result,
     fork_with_engines,
     memory_of_engines,
     session_in_worker,
+    sqlite_counter,
     store_many,
     store_result,
     unit_of_work_unforked,
@@ -36,11 +38,13 @@ BENCHMARKS: dict[str, Callable[[Context], Report]] = {
     "session_in_worker": session_in_worker.run,
     "unit_of_work_worker": unit_of_work_worker.run,
     "unit_of_work_unforked": unit_of_work_unforked.run,
+    "async_session": async_session.run,
     "fork_with_engines": fork_with_engines.run,
     "memory_of_engines": memory_of_engines.run,
     "store_result": store_result.run,
     "fetch_result": fetch_result.run,
     "store_many": store_many.run,
+    "sqlite_counter": sqlite_counter.run,
     "end_to_end": end_to_end.run,
 }
 

@@ -24,6 +24,7 @@ __all__ = (
     "exposed",
     "managed",
     "plain_sqlalchemy",
+    "set_pragmas",
     "unit_of_work",
 )
 
@@ -34,6 +35,16 @@ MODULES = {"mysqldb": "MySQLdb"}
 
 CELERY_OPTIONS: dict[str, Any] = CELERY_DEFAULTS["database_engine_options"]
 """What Celery's result backend passes in every call (pool_pre_ping=True, pool_recycle=3600)."""
+
+
+PRAGMAS = ("foreign_keys=ON", "journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=5000")
+"""What sessionmgr sets for a SQLite file."""
+
+
+def set_pragmas(connection: Any, record: object = None) -> None:
+    """Set up a connection of the sqlite3 module as sessionmgr does."""
+    for pragma in PRAGMAS:
+        connection.execute(f"PRAGMA {pragma}")
 
 
 def unit_of_work(open_session: Callable[[], Session]) -> Callable[[], None]:

@@ -21,12 +21,14 @@ ROOT = Path(__file__).parents[1]
 NAMES = (
     "session_in_worker",
     "unit_of_work_worker",
-    "unit_of_work_unforked",
+    pytest.param("unit_of_work_unforked", marks=pytest.mark.soak),  # ten seconds and more
+    "async_session",
     "fork_with_engines",
-    "memory_of_engines",
-    "store_result",
+    pytest.param("memory_of_engines", marks=pytest.mark.soak),  # ten seconds and more
+    pytest.param("store_result", marks=pytest.mark.soak),  # ten seconds and more
     "fetch_result",
     "store_many",
+    "sqlite_counter",
     pytest.param("end_to_end", marks=pytest.mark.soak),  # it starts three workers
 )
 
