@@ -90,7 +90,8 @@ def test_celery_app(tmp_path: Path) -> None:
     assert "a chord: the squares of 0 to 19 add up to 2470\n" in told
     assert "a failing task: ZeroDivisionError('division by zero')\n" in told
     assert "tasks.divide: FAILURE, b'" in told
-    assert told.count("; 1 connects, ") == 2
+    # one process may have done all of it
+    assert set(re.findall(r"; (\d+) connects, ", told)) == {"1"}
     assert "Traceback" in log.read_text()  # of the task that fails
     counts = example.run(count)
     assert re.search(r"SUCCESS\W+23\b", counts)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from pathlib import Path
 
+    from sqlalchemy import Engine
+
 LOOK = """
 import sqlite3, sys
 with sqlite3.connect(sys.argv[1]) as connection:
@@ -56,8 +58,9 @@ def make_file(path: Path, journal: str) -> None:
 
 
 def manage(pooling: Any) -> SessionManager:
-    """Make a manager of items."""
-    return SessionManager(pooling=pooling, metadata=ItemBase.metadata)
+    """Make a manager of items, which leaves files in the journal mode that they have."""
+    options = {"sqlite_journal_mode": None}
+    return SessionManager(pooling=pooling, metadata=ItemBase.metadata, engine_options=options)
 
 
 def url_of(path: Path) -> str:
@@ -184,6 +187,46 @@ def test_file_in_use_at_fork_is_the_parents(tmp_path: Path, pooling: str, kind: 
         assert before == ["ok", "parent 1"]
         assert after == ["ok", "parent 1", *written, "parent 3"]
         assert other == ["ok", "child", "child again", "parent 1"]
+
+
+def open_nothing(folder: Path, spelling: str) -> Any:
+    """Fork with a file in use, and count what the child has the driver open of it."""
+    path = folder / "a file.db"
+    opened = 0
+
+    class Counted(sqlite3.Connection):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            nonlocal opened
+            opened += 1
+            super().__init__(*args, **kwargs)
+
+    url = {
+        "path": f"sqlite:///{path}",
+        "URI": f"sqlite:///{path.as_uri().replace('///', '/')}?uri=true",
+    }[spelling]
+    with manage("always") as manager:
+
+        def make_engine() -> Engine:
+            return manager.get_engine(url, connect_args={"factory": Counted})
+
+        def try_it() -> int:
+            before = opened
+            with pytest.raises(ForkedSQLiteError):
+                make_engine().connect()
+            return opened - before
+
+        make_engine()
+        with manager.begin(url) as session:
+            assert item_names(session) == []
+            assert opened > 0
+            return fork("os.fork", try_it).end()
+
+
+@pytest.mark.parametrize("spelling", ["path", "URI"])
+def test_file_in_use_at_fork_is_not_even_opened(tmp_path: Path, spelling: str) -> None:
+    """A thread of the parent may have been inside a mutex of the file: to open it could hang."""
+    ended = run_program(open_nothing, tmp_path, spelling)
+    assert (ended.noise, ended.status, ended.result) == ("", 0, 0)
 
 
 def replace_file(folder: Path) -> Any:
