@@ -1,7 +1,7 @@
 """Fixtures: a SQLite file with a counter, and a manager that keeps connections to it.
 
-A module that names these in `pytest_plugins` gives them to all modules: no two such files of fixtures
-may use one name.
+A module that names these in `pytest_plugins` gives them to all modules: no two such files may use
+one name.
 """
 
 from __future__ import annotations
