@@ -22,6 +22,7 @@ from .errors import (
     ResultTooLongError,
     SchemaLockError,
     SessionManagerError,
+    SpannedBindsError,
     TemplateError,
 )
 from .manager import SessionManager
@@ -57,6 +58,7 @@ __all__ = (
     "SchemaLockError",
     "SessionManager",
     "SessionManagerError",
+    "SpannedBindsError",
     "TaskResult",
     "TemplateError",
     "is_transient",

@@ -7,23 +7,31 @@ import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import URL, event
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+)
 
 from .base import BaseManager
 from .engines import EngineEntry, EngineRegistry, make_async_engine
 from .errors import EngineOptionsError
-from .greenlets import check_greenlet, greenlet_spawn
+from .greenlets import await_only, check_greenlet, greenlet_spawn
 from .loops import LoopRegistries, LoopRegistry, begin_task
-from .options import async_dialect, check_async_session_options, check_count
+from .options import async_dialect, check_async_session_options, check_count, check_scope
 from .pools import leave_nothing
+from .routing import routed
 from .schema import create_tables, has_tables
+from .scopes import forget_at_fork
 from .transactions import AsyncTransaction, run_async_transaction
 from .urls import DatabaseKey, hide_secrets
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Hashable
     from contextlib import AbstractAsyncContextManager
 
+    from sqlalchemy import Engine, MetaData
     from typing_extensions import Self
 
 __all__ = ("AsyncSessionManager",)
@@ -153,6 +161,36 @@ class AsyncSessionManager(BaseManager[AsyncEngine, Maker]):
             name = DatabaseKey(engine.url).describe()
             await greenlet_spawn(create_tables, engine.sync_engine, self.metadata, name)
 
+    # -- sessions over several databases
+
+    def session(self, **options: Any) -> AsyncSession:
+        """Open a session that picks the engine of each statement by its tables' bind key.
+
+        The key is ``metadata.info["bind_key"]``; without one it is ``"default"``. Tables that a
+        database lacks are created before the first statement on one of its metadata's. A
+        :class:`sessionmgr.routing.RoutedSession` tells what a commit over several databases is.
+
+        :param options: options of the session; with ``bind`` it is for that engine alone.
+        :return: a session; close it, or use it in an ``async with`` statement, which does.
+        :raises EngineOptionsError: when an option is unknown, or is one of the manager's only.
+        """
+        return self._routed(options)(**options)
+
+    def scoped(self, scope: Callable[[], Hashable]) -> async_scoped_session[AsyncSession]:
+        """Give an ``async_scoped_session`` of such sessions.
+
+        A process that is forked begins with none: the parent's are the parent's.
+
+        :param scope: gives what has one session: ``asyncio.current_task``, say.
+        """
+        check_scope(scope)
+        routed = self._routed({})
+        factory = async_sessionmaker(class_=routed.class_, **routed.kw)
+        return forget_at_fork(lambda: async_scoped_session(factory, scopefunc=scope))
+
+    def _find_engine(self, *wanted: Any) -> Engine:
+        return self._route(self._loops.current(), *wanted)
+
     # -- units of work
 
     def begin(
@@ -227,6 +265,14 @@ class AsyncSessionManager(BaseManager[AsyncEngine, Maker]):
         self._prepared.discard(key)
         await self._everywhere(forget)
 
+    async def remove_bind(self, bind_key: str) -> None:
+        """Take a database away from this process, as ``invalidate`` does, with its bind key.
+
+        :param bind_key: a key of ``binds``, or an added one. Without it the resolver is asked.
+        :raises NoSuchBindError: when it is none.
+        """
+        await self.invalidate(self._binds.remove(bind_key))
+
     async def dispose(self) -> None:
         """Close the pools of this process. The manager stays usable, with new ones."""
         await self._everywhere(EngineRegistry.clear)
@@ -279,6 +325,26 @@ class AsyncSessionManager(BaseManager[AsyncEngine, Maker]):
         listened = type(half.__name__, (half,), {})
         event.listen(listened, "after_begin", leave_nothing)
         return self._make_sessionmaker(sync_session_class=listened)
+
+    def _make_routed(self) -> Maker:
+        options = self._session_options
+        half = options.get("sync_session_class") or self._session_class.sync_session_class
+        return self._make_sessionmaker(sync_session_class=routed(half, self._find_engine))
+
+    def _prepare_tables(self, registry: Any, entry: Entry, metadata: MetaData) -> None:
+        """Do as :meth:`_prepare` does, in the greenlet of a session's statement."""
+        own = metadata is self.metadata
+        if own and self._is_prepared(entry):
+            return
+        lock = registry.preparing(entry.key)
+        await_only(lock.acquire())
+        try:
+            if not has_tables(entry.engine, metadata):
+                create_tables(entry.engine, metadata, entry.key.describe())
+            if own:
+                self._mark_prepared(registry, entry)
+        finally:
+            lock.release()
 
     async def _prepare(self, registry: LoopRegistry, entry: Entry) -> None:
         if self._is_prepared(entry):

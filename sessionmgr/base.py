@@ -8,19 +8,33 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Generic, Literal
 
 from . import exits, forking
-from .config import EngineCallback, check_callbacks, check_metadata, read_binds, show_key
+from .binds import DEFAULT, Binds
+from .config import EngineCallback, check_callbacks, check_metadata
 from .engines import BindT, EngineEntry, EngineRegistry, MakerT
-from .errors import EngineOptionsError, ManagerPickleError, NoSuchBindError
+from .errors import EngineOptionsError, ManagerPickleError
+from .greenlets import in_greenlet
 from .models import Base
-from .options import Layer, check_count, check_options, conflict, request, resolve
+from .options import (
+    Layer,
+    check_count,
+    check_options,
+    check_routed_options,
+    conflict,
+    request,
+    resolve,
+)
+from .routing import check_spans
+from .schema import create_within
 from .sqlite import is_memory
 from .stats import ManagerStats
-from .urls import DatabaseKey, hidden, hide_secrets, list_names, parse_url
+from .urls import DatabaseKey, hidden, hide_secrets, parse_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from sqlalchemy import URL, MetaData
+    from sqlalchemy import URL, Connection, Engine, MetaData
+
+    from .binds import BindValue, Resolver
 
 __all__ = ("BaseManager", "Pooling")
 
@@ -35,7 +49,8 @@ class BaseManager(ABC, Generic[BindT, MakerT]):
         engine_callback: EngineCallback | Iterable[EngineCallback] | None = None,
         *,
         metadata: MetaData | None = None,
-        binds: Mapping[str, str | URL | Mapping[str, Any]] | None = None,
+        binds: Mapping[str, BindValue] | None = None,
+        resolver: Resolver | None = None,
         pooling: Pooling = "forked",
         engine_options: Mapping[str, Any] | None = None,
         session_options: Mapping[str, Any] | None = None,
@@ -48,7 +63,12 @@ class BaseManager(ABC, Generic[BindT, MakerT]):
         :param metadata: the tables that a database is to have before the first session on it;
             default: those of ``sessionmgr.Base``.
         :param binds: bind key -> URL, or -> ``{"url": URL, option: value, ...}`` with engine
-            options for that database. A bind key holds no ``://``.
+            options for that database. A bind key holds no ``://``. Tables whose metadata has no
+            ``info["bind_key"]`` are in ``"default"``.
+        :param resolver: is called with a bind key that is not in ``binds`` (a tenant's, say), and
+            gives what would be there, or ``None``. Its answer is kept for as long as the engine
+            that is made with it: until ``invalidate``, or until ``max_engines`` lets it go. Any
+            thread may call it, and several may ask for one key at the same time.
         :param pooling: ``"forked"``: keep connections in workers only; ``"always"`` or
             ``"never"``: whatever the process is.
         :param engine_options: options of ``sqlalchemy.create_engine`` for every database, and
@@ -103,10 +123,11 @@ class BaseManager(ABC, Generic[BindT, MakerT]):
         maker = self._make_sessionmaker()
         self._session_class = maker.class_
         self._session_arguments = {name: maker.kw[name] for name in maker.kw.keys() - {"bind"}}
-        self._binds = read_binds(binds)
+        self._binds = Binds(binds, resolver)
         # databases known to have their tables; inherited by children
         self._prepared: set[DatabaseKey] = set()
         self._short_lived_maker: MakerT | None = None
+        self._routed_maker: MakerT | None = None
         self._lock = forking.ProcessLock()
         self._set_up()
         forking.inherit(self)
@@ -136,6 +157,33 @@ class BaseManager(ABC, Generic[BindT, MakerT]):
     @abstractmethod
     def _make_short_lived(self) -> MakerT:
         """Make the sessionmaker of sessions that close their connections."""
+
+    @abstractmethod
+    def _make_routed(self) -> MakerT:
+        """Make the sessionmaker of sessions that pick their engines."""
+
+    @abstractmethod
+    def _prepare_tables(
+        self,
+        registry: EngineRegistry[BindT, MakerT],
+        entry: EngineEntry[BindT, MakerT],
+        metadata: MetaData,
+    ) -> None:
+        """Create the tables of a metadata that a database lacks."""
+
+    # -- bind keys
+
+    def add_bind(self, bind_key: str, bind: BindValue) -> None:
+        """Add a database under a bind key; in this process, and in those forked from it later.
+
+        A ``resolver`` serves processes that are there already.
+
+        :param bind_key: the key; it holds no ``://``.
+        :param bind: URL, or ``{"url": URL, option: value, ...}``.
+        :raises EngineOptionsError: when the key stands for another database, or for other options.
+        :raises DatabaseURLError: when there is no URL, or it cannot be read.
+        """
+        self._binds.add(bind_key, bind)
 
     # -- state
 
@@ -207,9 +255,8 @@ class BaseManager(ABC, Generic[BindT, MakerT]):
         configuration = {
             "engine_callback": self.engine_callback,
             "metadata": self._metadata,
-            "binds": {
-                key: {**bind.options, "url": url} for key, (url, bind) in self._binds.items()
-            },
+            "binds": self._binds.configuration(),
+            "resolver": self._binds.resolver,
             "pooling": self.pooling,
             "engine_options": dict(self._engine_options.options),
             "session_options": self._session_options,
@@ -235,15 +282,14 @@ class BaseManager(ABC, Generic[BindT, MakerT]):
         if isinstance(dburi, DatabaseKey):
             return dburi
         if isinstance(dburi, str) and "://" not in dburi:
-            bind = self._binds.get(dburi)
-            if bind is None:
-                raise NoSuchBindError(
-                    f"there is no bind key {show_key(dburi)}, and without '://' it is no URL. Bind"
-                    f" keys of this manager: {list_names(self._binds)}"
-                )
-            url, _ = bind
-            return DatabaseKey(url, dburi)
+            return self._binds.find(dburi) or self._answered(dburi) or self._binds.resolve(dburi)
         return DatabaseKey(parse_url(dburi))
+
+    def _answered(self, bind_key: str) -> DatabaseKey | None:
+        """Find what the resolver has answered, and an engine was made with."""
+        found = (registry.find(bind_key) for registry in self._registries())
+        entry = next(filter(None, found), None)
+        return None if entry is None or not self._binds.is_current(entry.key) else entry.key
 
     def _entry(
         self,
@@ -258,13 +304,14 @@ class BaseManager(ABC, Generic[BindT, MakerT]):
         call = check_options(Layer("this call", kwargs)) if kwargs else None
 
         def make() -> EngineEntry[BindT, MakerT]:
-            bind = self._binds[key][1] if key in self._binds else None
-            layers = [layer for layer in (self._engine_options, bind, call) if layer is not None]
+            self._check_bound(key)
+            given = (self._engine_options, key.options, call)
+            layers = [layer for layer in given if layer is not None]
             requested = self._requested if len(layers) == 1 else request(layers)
             pooled = self._keeps_connections()
             options = resolve(key, self._dialect(key), requested, layers, pooled=pooled)
             callbacks = check_callbacks(self.engine_callback)
-            return self._make_engine(key, options, callbacks, pooled=pooled)
+            return self._watch_spans(self._make_engine(key, options, callbacks, pooled=pooled))
 
         entry = registry.get(key, make)
         while self._is_outdated(entry):
@@ -278,6 +325,14 @@ class BaseManager(ABC, Generic[BindT, MakerT]):
             if old is not entry:
                 self._drop(registry, old, tables=True)
         return entry
+
+    def _check_bound(self, key: DatabaseKey) -> None:
+        """Raise where a bind key was removed since it was looked up.
+
+        :raises NoSuchBindError: when it was; the engine would be nobody's.
+        """
+        if key.bind_key is not None and not self._binds.is_current(key):
+            self._binds.resolve(key.bind_key)
 
     def _keeps_connections(self) -> bool:
         if exits.is_leaving():
@@ -302,6 +357,56 @@ class BaseManager(ABC, Generic[BindT, MakerT]):
                 self._short_lived_maker = self._make_short_lived()
             return self._short_lived_maker
 
+    def _routed(self, options: Mapping[str, Any]) -> MakerT:
+        """Give the sessionmaker of routed sessions, for these options.
+
+        :raises EngineOptionsError: when one of them is unknown, or cannot be.
+        """
+        if self._routed_maker is None or options:
+            check_routed_options(
+                {**self._session_options, **options}, self._check_session_options, set(options)
+            )
+        with self._lock():
+            if self._routed_maker is None:
+                self._routed_maker = self._make_routed()
+            return self._routed_maker
+
+    def _route(
+        self,
+        registry: EngineRegistry[BindT, MakerT],
+        bind_key: str | None,
+        metadata: MetaData | None,
+        connection: Callable[[], Connection] | None,
+    ) -> Engine:
+        """Give a routed session the engine of a bind key, as ``_find_engine`` of its class."""
+        slot = bind_key if metadata is None else metadata
+        entry = registry.routes.get(slot)
+        if entry is None:
+            entry = self._entry(registry, self._key(DEFAULT if bind_key is None else bind_key), {})
+            if metadata is None or self._has_tables(registry, entry, metadata, connection):
+                self._mark_route(registry, entry, slot)
+        return entry.engine
+
+    def _has_tables(
+        self,
+        registry: EngineRegistry[BindT, MakerT],
+        entry: EngineEntry[BindT, MakerT],
+        metadata: MetaData,
+        connection: Callable[[], Connection] | None,
+    ) -> bool:
+        """See that a database has the tables of a metadata; tell whether it has them for good."""
+        if entry.engine.dialect.is_async and not in_greenlet():
+            return False  # get_bind() was called where nothing can be awaited
+        if connection is not None and entry.engine.dialect.name == "sqlite":
+            return create_within(connection(), metadata)
+        self._prepare_tables(registry, entry, metadata)
+        return True
+
+    def _watch_spans(self, entry: EngineEntry[BindT, MakerT]) -> EngineEntry[BindT, MakerT]:
+        if entry.key.bind_key is not None:
+            check_spans(entry.engine, self._binds.database_of)
+        return entry
+
     def _make_session(self, entry: EngineEntry[BindT, MakerT]) -> Any:
         if entry.factory is not None:
             return entry.factory()  # type: ignore[operator]  # a sessionmaker of either kind
@@ -317,6 +422,17 @@ class BaseManager(ABC, Generic[BindT, MakerT]):
         with self._lock():
             if registry.find(entry.key) is entry and dburi not in registry.ready:
                 registry.ready[entry.key if dburi == entry.key else hidden(dburi)] = entry
+
+    def _mark_route(
+        self,
+        registry: EngineRegistry[BindT, MakerT],
+        entry: EngineEntry[BindT, MakerT],
+        slot: MetaData | str | None,
+    ) -> None:
+        """Have routed sessions find an entry without another look."""
+        with self._lock():
+            if registry.find(entry.key) is entry:
+                registry.routes[slot] = entry
 
     def _mark_prepared(
         self, registry: EngineRegistry[BindT, MakerT], entry: EngineEntry[BindT, MakerT]

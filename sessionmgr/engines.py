@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
-    from sqlalchemy import URL, Engine
+    from sqlalchemy import URL, Engine, MetaData
     from sqlalchemy.engine import ExceptionContext
     from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -260,10 +260,13 @@ class EngineRegistry(Generic[BindT, MakerT]):
             was idle for longest goes. Engines in use are never let go.
         """
         self._max_engines = max_engines
-        self._entries: dict[DatabaseKey, EngineEntry[BindT, MakerT]] = {}
+        self._entries: dict[str, EngineEntry[BindT, MakerT]] = {}
         #: The hot path: a database as callers spell it -> its entry, tables prepared. Changed
         #: as a whole or by adding; read without a lock.
         self.ready: dict[str | URL, EngineEntry[BindT, MakerT]] = {}
+        #: The same of routed sessions: a table's metadata, or a bind key -> its entry. A metadata
+        #: is here once its tables are known to be there.
+        self.routes: dict[MetaData | str | None, EngineEntry[BindT, MakerT]] = {}
         self._lock = forking.ProcessLock()
         self._database_locks = DatabaseLocks()
         self._making: set[DatabaseKey] = set()
@@ -272,8 +275,8 @@ class EngineRegistry(Generic[BindT, MakerT]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def find(self, key: DatabaseKey) -> EngineEntry[BindT, MakerT] | None:
-        """Find what there is for a database."""
+    def find(self, key: str) -> EngineEntry[BindT, MakerT] | None:
+        """Find what there is for a database, by its :class:`DatabaseKey` or its bind key."""
         return self._entries.get(key)
 
     def find_engine(self, engine: BindT) -> EngineEntry[BindT, MakerT] | None:
@@ -352,6 +355,7 @@ class EngineRegistry(Generic[BindT, MakerT]):
             if self._entries.get(entry.key) is entry:
                 del self._entries[entry.key]
             self.ready = {name: ready for name, ready in self.ready.items() if ready is not entry}
+            self.routes = {name: to for name, to in self.routes.items() if to is not entry}
 
     def close_idle_files(self, deadline: float) -> None:
         """Close idle connections to SQLite files, before a fork that waits until a deadline."""
@@ -387,9 +391,10 @@ class EngineRegistry(Generic[BindT, MakerT]):
 
     def abandon(self) -> None:
         """Forget the parent's engines, in a forked child, without looking at them."""
-        leave_alone((self._entries, self.ready))
+        leave_alone((self._entries, self.ready, self.routes))
         self._entries = {}
         self.ready = {}
+        self.routes = {}
         self._database_locks.renew()
         self._making = set()
 

@@ -6,7 +6,8 @@
       SessionManagerError
         DatabaseURLError       (ArgumentError)         a URL that cannot be read
         EngineOptionsError     (ArgumentError)         an unknown or conflicting option
-        NoSuchBindError        (InvalidRequestError, KeyError)
+        NoSuchBindError        (UnboundExecutionError, KeyError)
+        SpannedBindsError      (InvalidRequestError)   one statement, several databases
         ManagerClosedError     (InvalidRequestError)   the manager was closed
         ManagerPickleError     (PicklingError)         a part of it cannot be pickled
         ForkedSQLiteError      (InvalidRequestError)   a file that the parent holds open
@@ -29,7 +30,12 @@ from __future__ import annotations
 
 from pickle import PicklingError
 
-from sqlalchemy.exc import ArgumentError, InvalidRequestError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    InvalidRequestError,
+    SQLAlchemyError,
+    UnboundExecutionError,
+)
 
 __all__ = (
     "DatabasePathError",
@@ -48,6 +54,7 @@ __all__ = (
     "ResultTooLongError",
     "SchemaLockError",
     "SessionManagerError",
+    "SpannedBindsError",
     "TemplateError",
 )
 
@@ -64,11 +71,15 @@ class EngineOptionsError(SessionManagerError, ArgumentError):
     """An option of engines or sessions is unknown, or contradicts another one."""
 
 
-class NoSuchBindError(SessionManagerError, InvalidRequestError, KeyError):
+class NoSuchBindError(SessionManagerError, UnboundExecutionError, KeyError):
     """A bind key has no entry in ``binds``."""
 
     # KeyError shows the repr of its argument; this text is a sentence.
     __str__ = SQLAlchemyError.__str__
+
+
+class SpannedBindsError(SessionManagerError, InvalidRequestError):
+    """One statement, or one mapped class, has tables in the databases of several bind keys."""
 
 
 class ManagerClosedError(SessionManagerError, InvalidRequestError):

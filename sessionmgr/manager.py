@@ -6,21 +6,24 @@ import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import URL, Engine, event
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from .base import BaseManager
 from .engines import EngineEntry, EngineRegistry, make_engine
 from .errors import EngineOptionsError
-from .options import check_count, check_session_options, sync_dialect
+from .options import check_count, check_scope, check_session_options, sync_dialect
 from .pools import leave_nothing
+from .routing import routed
 from .schema import create_tables, has_tables
+from .scopes import forget_at_fork
 from .transactions import run_transaction, transaction
 from .urls import DatabaseKey, hide_secrets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
     from contextlib import AbstractContextManager
 
+    from sqlalchemy import MetaData
     from typing_extensions import Self
 
 __all__ = ("SessionManager",)
@@ -134,6 +137,36 @@ class SessionManager(BaseManager[Engine, sessionmaker[Session]]):
         elif not has_tables(engine, self.metadata):
             create_tables(engine, self.metadata, DatabaseKey(engine.url).describe())
 
+    # -- sessions over several databases
+
+    def session(self, **options: Any) -> Session:
+        """Open a session that picks the engine of each statement by its tables' bind key.
+
+        The key is ``metadata.info["bind_key"]``; without one it is ``"default"``. Tables that a
+        database lacks are created before the first statement on one of its metadata's. A
+        :class:`sessionmgr.routing.RoutedSession` tells what a commit over several databases is.
+
+        :param options: options of the session; with ``bind`` it is for that engine alone.
+        :return: a session; close it, or use it in a ``with`` statement, which does.
+        :raises EngineOptionsError: when an option is unknown, or is one of the manager's only.
+        """
+        return self._routed(options)(**options)
+
+    def scoped(self, scope: Callable[[], Hashable] | None = None) -> scoped_session[Session]:
+        """Give a ``scoped_session`` of such sessions.
+
+        A process that is forked begins with none: the parent's are the parent's.
+
+        :param scope: gives what has one session: a request, a task; default: the thread.
+        """
+        check_scope(scope)
+        routed = self._routed({})
+        factory = sessionmaker(class_=routed.class_, **routed.kw)
+        return forget_at_fork(lambda: scoped_session(factory, scopefunc=scope))
+
+    def _find_engine(self, *wanted: Any) -> Engine:
+        return self._route(self._registry, *wanted)
+
     # -- units of work
 
     def begin(
@@ -206,6 +239,16 @@ class SessionManager(BaseManager[Engine, sessionmaker[Session]]):
         else:
             self._prepared.discard(key)
 
+    def remove_bind(self, bind_key: str) -> None:
+        """Take a database away from this process, as ``invalidate`` does, with its bind key.
+
+        :param bind_key: a key of ``binds``, or an added one. Without it the resolver is asked.
+        :raises NoSuchBindError: when it is none.
+        """
+        key = self._binds.remove(bind_key)
+        with self._registry.lock(key):  # after whoever is just making its engine
+            self.invalidate(key)
+
     def dispose(self) -> None:
         """Close the pools of this process. The manager stays usable, with new ones."""
         self._registry.clear()
@@ -232,6 +275,22 @@ class SessionManager(BaseManager[Engine, sessionmaker[Session]]):
         maker = self._make_sessionmaker()
         event.listen(maker, "after_begin", leave_nothing)
         return maker
+
+    def _make_routed(self) -> sessionmaker[Session]:
+        plain = self._session_options.get("class_", Session)
+        return self._make_sessionmaker(class_=routed(plain, self._find_engine))
+
+    def _prepare_tables(
+        self,
+        registry: EngineRegistry[Engine, sessionmaker[Session]],
+        entry: Entry,
+        metadata: MetaData,
+    ) -> None:
+        if metadata is self.metadata:
+            self._prepare(entry)
+        elif not has_tables(entry.engine, metadata):
+            with registry.lock(entry.key):
+                create_tables(entry.engine, metadata, entry.key.describe())
 
     def _prepare(self, entry: Entry) -> None:
         if self._is_prepared(entry):

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import URL
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool, Pool, QueuePool, StaticPool
 
@@ -208,6 +209,31 @@ def check_async_session_options(options: Mapping[str, Any]) -> None:
         _check_session_names(half, options.keys() - own)
 
 
+def check_routed_options(
+    options: Mapping[str, Any], check: Callable[[Mapping[str, Any]], None], named: AbstractSet[str]
+) -> None:
+    """Check the options of a session that picks its engines.
+
+    :param options: the manager's ``session_options``, and those of the call over them.
+    :param check: checks ``session_options``.
+    :param named: the names of the call's options.
+    :raises EngineOptionsError: when one is unknown, or for a manager only.
+    """
+    if "binds" in options:
+        raise EngineOptionsError(
+            "session(): the option binds is SQLAlchemy's own way to pick engines; give the"
+            " metadata of the tables an info['bind_key'], or open Session(binds=...) yourself"
+        )
+    for name in named & {"class_", "sync_session_class"}:
+        raise EngineOptionsError(f"session(): {name} is one of the manager's session_options")
+    if isinstance(options.get("bind"), (str, URL)):
+        raise EngineOptionsError(
+            "session(): bind takes an engine or a connection; session_factory() opens a session on"
+            " one database by its URL or bind key"
+        )
+    check({name: value for name, value in options.items() if name != "bind"})
+
+
 def _check_session_mapping(options: Mapping[str, Any]) -> None:
     _check_mapping("the manager's session_options", "options", options)
     if "bind" in options:
@@ -232,6 +258,15 @@ def _check_session_names(session_class: type[Any], names: AbstractSet[str]) -> N
         raise EngineOptionsError(
             f"session_options: {session_class.__name__} does not take {list_names(unknown)}"
         )
+
+
+def check_scope(scope: object) -> None:
+    """Check a scope function.
+
+    :raises EngineOptionsError: when it cannot be called.
+    """
+    if scope is not None and not callable(scope):
+        raise EngineOptionsError(f"scope must be callable, not {hide_secrets(scope)}")
 
 
 def check_count(name: str, value: object) -> None:

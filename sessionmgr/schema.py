@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine, MetaData
 
-__all__ = ("create_tables", "drop_tables", "has_tables", "upgrade_tables")
+__all__ = ("create_tables", "create_within", "drop_tables", "has_tables", "upgrade_tables")
 
 #: Attempts to create the tables: the first, and ten more.
 ATTEMPTS = 11
@@ -54,6 +54,18 @@ def create_tables(
     :raises SchemaLockError: when a server does not grant the lock in time.
     """
     _attempts(engine)(_create_under_lock, engine, metadata, database, timeout)
+
+
+def create_within(connection: Connection, metadata: MetaData) -> bool:
+    """Create the tables that a SQLite file lacks, in a transaction that may have locked it.
+
+    :param connection: its connection; another one would wait for the lock.
+    :return: whether they were all there, and a rollback leaves them there.
+    """
+    if _has_all(connection, metadata):
+        return True
+    metadata.create_all(connection)
+    return False
 
 
 def _attempts(engine: Engine) -> Retrying:

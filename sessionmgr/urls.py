@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from types import FunctionType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from typing_extensions import Self
+
+    from .options import Layer
 
 __all__ = ("DatabaseKey", "MaskedURL", "hidden", "hide_secrets", "is_secret", "masked", "parse_url")
 
@@ -145,21 +147,24 @@ class DatabaseKey(str):
     ``str()``, ``repr()`` and formatting give the form without secrets.
     """
 
-    __slots__ = ("bind_key", "url")
+    __slots__ = ("bind_key", "options", "url")
 
     url: URL
     bind_key: str | None
+    options: Layer | None
 
-    def __new__(cls, url: URL, bind_key: str | None = None) -> Self:
+    def __new__(cls, url: URL, bind_key: str | None = None, options: Layer | None = None) -> Self:
         """Make the key of a database.
 
         :param url: where the database is.
         :param bind_key: its bind key; without one the URL itself is the identity.
+        :param options: the engine options of its bind.
         """
         identity = bind_key if bind_key is not None else url.render_as_string(hide_password=False)
         self = super().__new__(cls, identity)
         self.url = url
         self.bind_key = bind_key
+        self.options = options
         return self
 
     @property
@@ -181,8 +186,8 @@ class DatabaseKey(str):
     def __format__(self, spec: str) -> str:
         return format(self.name, spec)
 
-    def __reduce__(self) -> tuple[type[DatabaseKey], tuple[URL, str | None]]:
-        return DatabaseKey, (self.url, self.bind_key)
+    def __reduce__(self) -> tuple[type[DatabaseKey], tuple[Any, ...]]:
+        return DatabaseKey, (self.url, self.bind_key, self.options)
 
 
 class _HiddenURL(str):

@@ -67,7 +67,7 @@ class Application:
             self.manager = SessionManager(binds=urls, **options)
 
     def _keys(self) -> Iterator[tuple[str, Any]]:
-        for key in self.looker._binds:
+        for key in self.looker._binds.databases():
             yield key, self.looker._key(key)
 
     def sessions(self, **options: Any) -> AnySessions:

@@ -101,7 +101,7 @@ class RequestSessions(ABC, Generic[ManagerT, SessionT]):
         """
         self._manager.mark_worker()
         try:
-            binds = [self._manager._key(bind) for bind in self._manager._binds]
+            binds = self._manager._binds.databases()
             await prepare_all(
                 {key: self._prepare(key) for key in binds}, timeout=self._start_timeout
             )
@@ -111,7 +111,7 @@ class RequestSessions(ABC, Generic[ManagerT, SessionT]):
 
     def _asked(self) -> list[Probe]:
         """List the probes of all binds, and of every other database that has an engine."""
-        keys = dict.fromkeys(self._manager._key(bind) for bind in self._manager._binds)
+        keys = dict.fromkeys(self._manager._binds.databases())
         keys.update(dict.fromkeys(self._manager._engines))
         return [self._probes.setdefault(key, Probe(key, self._ask)) for key in keys]
 

@@ -1,0 +1,56 @@
+"""Scoped sessions: one for each scope, of which a forked process begins with none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from . import forking
+from .engines import leave_alone
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ("forget_at_fork",)
+
+ScopedT = TypeVar("ScopedT")
+
+
+class _ProcessRegistry:
+    """Has the registry of scopes of a ``scoped_session``, and another one in each process.
+
+    The parent's sessions are not closed in a child, not even looked at: they are the parent's.
+    """
+
+    def __init__(self, registry: Any, make: Callable[[], Any]) -> None:
+        self._registry = registry
+        self._make = make
+        self._process = forking.process
+
+    def _current(self) -> Any:
+        if self._process is not forking.process:
+            leave_alone(self._registry)
+            self._registry = self._make()
+            self._process = forking.process
+        return self._registry
+
+    def __call__(self) -> Any:
+        return self._current()()
+
+    def has(self) -> bool:
+        return bool(self._current().has())
+
+    def set(self, session: Any) -> None:
+        self._current().set(session)
+
+    def clear(self) -> None:
+        self._current().clear()
+
+
+def forget_at_fork(make: Callable[[], ScopedT]) -> ScopedT:
+    """Make a scoped session that a forked process finds without sessions.
+
+    :param make: makes a ``scoped_session``, or an ``async_scoped_session``.
+    """
+    scoped: Any = make()
+    scoped.registry = _ProcessRegistry(scoped.registry, lambda: make().registry)  # type: ignore[attr-defined]
+    return scoped  # type: ignore[no-any-return]
