@@ -7,7 +7,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import MetaData, Select, Table, inspect
+from sqlalchemy import MetaData, Select, Table, event, inspect
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import InvalidRequestError, NoInspectionAvailable
 from sqlalchemy.orm import Mapper, Session
@@ -61,13 +61,23 @@ def _mapper_of(mapped: Any) -> Mapper[Any]:
 
 def _metadata_of_mapper(mapper: Mapper[Any]) -> MetaData | None:
     if mapper not in _mapped:
-        # a selectable that the class is mapped to, and the tables of the classes it inherits from
-        tables = [table for table in mapper.tables if isinstance(table, Table)]
-        _check_one_key(tables, f"class {mapper.class_.__name__} is mapped to")
-        own = mapper.local_table
+        for each in mapper.self_and_descendants:  # a flush asks for the base of all of them
+            _check_one_key(_tables_of(each), f"class {each.class_.__name__} is mapped to")
+        own, tables = mapper.local_table, _tables_of(mapper)
         table = own if isinstance(own, Table) else next(iter(tables), None)
         _mapped[mapper] = None if table is None else table.metadata
     return _mapped[mapper]
+
+
+def _tables_of(mapper: Mapper[Any]) -> list[Table]:
+    """List the tables of a class, and of those that it is joined to by inheritance."""
+    return [table for table in mapper.tables if isinstance(table, Table)]
+
+
+@event.listens_for(Mapper, "after_configured")
+def _look_again() -> None:
+    """Forget what was found out: classes may have got descendants."""
+    _mapped.clear()
 
 
 def find_table(clause: Any) -> Table | None:

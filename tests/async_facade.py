@@ -165,6 +165,12 @@ class BlockingManager:
     def session_factory(self, dburi: str | URL, **kwargs: Any) -> Session:
         return wait_for(self.manager.session_factory(dburi, **kwargs)).sync_session
 
+    def session(self, **options: Any) -> Session:
+        return call_in_coroutine(lambda: self.manager.session(**options)).sync_session
+
+    def remove_bind(self, bind_key: str) -> None:
+        wait_for(self.manager.remove_bind(bind_key))
+
     def prepare_models(self, engine: Engine) -> None:
         own = (entry.bind for entry in self._registry.entries() if entry.engine is engine)
         wait_for(self.manager.prepare_models(next(own, None) or AsyncEngine(engine)))

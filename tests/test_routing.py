@@ -1,0 +1,390 @@
+"""Routed sessions: each statement goes to the database of its tables' bind key."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import (
+    Column,
+    ForeignKey,
+    Integer,
+    MetaData,
+    Table,
+    delete,
+    event,
+    exists,
+    func,
+    insert,
+    select,
+    text,
+    union_all,
+    update,
+)
+from sqlalchemy.exc import IntegrityError, InvalidRequestError
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    aliased,
+    joinedload,
+    mapped_column,
+    selectinload,
+)
+from sqlalchemy.orm.exc import UnmappedClassError
+
+from sessionmgr import EngineOptionsError, NoSuchBindError, SessionManager, SpannedBindsError
+from tests.items import open_transactions
+from tests.routed_models import (
+    Address,
+    Employee,
+    MainBase,
+    Order,
+    Person,
+    notes,
+    orders,
+    person,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.async_facade import ManagerClass
+    from tests.servers import Database
+
+servers = pytest.mark.parametrize(
+    "drivers", [("psycopg", "pymysql"), ("pymysql", "psycopg"), None], ids=["pg", "my", "sqlite"]
+)
+
+
+@pytest.fixture
+def databases(
+    drivers: tuple[str, str] | None,
+    make_database: Callable[..., Database],
+    tmp_path: Path,
+    sqlite: str,
+) -> dict[str, Any]:
+    """Return the URLs of two databases, by bind key."""
+    if drivers is None:
+        return {key: f"{sqlite}:///{tmp_path / key}.db" for key in ("default", "users")}
+    return dict(zip(("default", "users"), (make_database(d).url for d in drivers), strict=True))
+
+
+@pytest.fixture
+def router(manager_class: ManagerClass, databases: dict[str, Any]) -> Iterator[SessionManager]:
+    """Return a manager of both."""
+    with manager_class(metadata=MainBase.metadata, binds=databases, pooling="always") as manager:
+        yield manager
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Iterator[SessionManager]:
+    """Return a manager of two SQLite files."""
+    binds = {key: f"sqlite:///{tmp_path / key}.db" for key in ("default", "users")}
+    with SessionManager(metadata=MainBase.metadata, binds=binds, pooling="always") as manager:
+        yield manager
+
+
+@servers
+def test_one_session_writes_to_both(router: SessionManager) -> None:
+    """What is added goes to the databases of its tables, which are made; a commit is on both."""
+    with router.session() as session:
+        ann = Employee(name="Ann", desk=1, addresses=[Address(street="High Street")])
+        session.add(ann)
+        session.flush()
+        session.add(Order(person_id=ann.id))
+        session.commit()
+    with router.session_factory("users") as users, router.session_factory("default") as default:
+        assert users.scalars(select(Person.name)).all() == ["Ann"]
+        assert len(default.scalars(select(Order)).all()) == 1
+    with router.session() as session:
+        assert session.scalars(select(Person)).one().desk == 1
+        assert session.scalars(select(Order)).one().person.addresses[0].street == "High Street"
+
+
+@servers
+def test_rollback_is_on_both(router: SessionManager) -> None:
+    """An error in one database undoes what the transaction did in the other."""
+    with router.session() as session, session.begin():
+        session.add(Person(id=1, name="Ann"))
+    with router.session() as session:
+        session.add(Order(person_id=1))
+        session.flush()
+        with pytest.raises(IntegrityError):
+            session.execute(insert(person).values(id=1, name="Ann", kind="person"))
+    with router.session() as session:
+        assert session.scalars(select(Order)).all() == []
+
+
+alias, cte = person.alias(), select(person).cte()
+
+STATEMENTS = {
+    "table": select(person),
+    "columns": select(person.c.id, person.c.name),
+    "count": select(func.count()).select_from(person),
+    "alias": select(alias),
+    "aliased": select(aliased(Person)),
+    "subquery": select(select(person).subquery()),
+    "lateral": select(func.max(select(person.c.id).subquery().c.id)),
+    "cte": select(cte).where(cte.c.id > 0),
+    "join": select(text("1")).select_from(person.join(alias, person.c.id == alias.c.id)),
+    "union": union_all(select(person.c.id), select(person.c.id)),
+    "exists": select(exists().where(person.c.id == 1)),
+    "scalar": select(select(func.count(person.c.id)).scalar_subquery()),
+    "insert": insert(person).values(name="Bob", kind="person"),
+    "insert from": insert(person).from_select(
+        ["id", "name", "kind"], select(person.c.id + 100, person.c.name + "2", person.c.kind)
+    ),
+    "update": update(person).values(kind="person").where(person.c.id == 1),
+    "delete": delete(person).where(person.c.id == 3),
+    "orm insert": insert(Person).values(name="Cid"),
+    "orm update": update(Person).values(name="Dan").where(Person.id == 1),
+    "orm delete": delete(Address).where(Address.id == 1),
+    "orm count": select(func.count()).select_from(Person),
+    "orm column": select(Person.name),
+    "orm subquery": select(func.count()).select_from(select(Person).subquery()),
+    "orm from": select(text("1")).select_from(Employee),
+    "textual": select(Person).from_statement(text("SELECT * FROM person")),
+}
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_statements_find_their_database(files: SessionManager, name: str) -> None:
+    """Whatever form a statement has, it is run where its tables are."""
+    with files.session() as session, session.begin():
+        session.add(Person(name="Ann"))
+        session.flush()
+        session.execute(STATEMENTS[name])
+
+
+def test_what_has_no_table_is_for_the_default(files: SessionManager) -> None:
+    """Text goes to the default database, or where the bind arguments say."""
+    default, users = files.get_engine("default"), files.get_engine("users")
+    with files.session() as session:
+        assert session.get_bind() is default
+        assert session.get_bind(clause=text("SELECT 1")) is default
+        assert session.get_bind(clause=select(text("1"))) is default
+        assert session.get_bind(Order) is default
+        assert session.get_bind(Person) is users
+        assert session.get_bind(aliased(Person)) is users
+        assert session.get_bind(clause=person) is users
+        assert session.get_bind(bind_key="users") is users
+        assert session.get_bind(Order, bind_key="users") is users
+        assert session.connection(bind_arguments={"mapper": Person}).engine is users
+        assert session.get_bind(Person, bind=default) is default
+        session.execute(text("SELECT * FROM person"), bind_arguments={"bind_key": "users"})
+        session.execute(text("SELECT 1"), bind_arguments={"bind": users})
+
+
+def test_explicit_bind_wins(files: SessionManager) -> None:
+    """A session that is given an engine, or a connection, uses nothing else."""
+    default = files.get_engine("default")
+    with files.session(bind=default) as session:
+        assert session.get_bind(Person) is default
+    with default.connect() as connection, files.session(bind=connection) as session:
+        assert session.get_bind(Person) is connection
+
+
+def test_join_over_databases_is_refused(files: SessionManager) -> None:
+    """A statement over tables of two databases names them, and their bind keys."""
+    query = select(Order).join(Person, Person.id == Order.person_id)
+    named = r"'orders' of bind key 'default', 'person' of bind key 'users'"
+    with files.session() as session:
+        session.add(Order(person_id=1))
+        for _ in range(2):  # the second time SQLAlchemy might have had it compiled
+            with pytest.raises(SpannedBindsError, match=named):
+                session.execute(query)
+        with pytest.raises(SpannedBindsError, match=named):
+            session.execute(select(Order).options(joinedload(Order.person)))
+        with pytest.raises(SpannedBindsError, match="'orders' of bind key 'default'"):
+            session.execute(insert(orders).from_select(["person_id"], select(person.c.id)))
+        with pytest.raises(SpannedBindsError, match=named):
+            session.execute(
+                delete(orders).where(orders.c.id == select(person.c.id).scalar_subquery())
+            )
+        assert session.scalars(select(Order).options(selectinload(Order.person))).all()
+
+
+def test_join_in_one_database_is_not(tmp_path: Path) -> None:
+    """Two bind keys of one file may be joined; so may a table with a schema, wherever that is."""
+    url = f"sqlite:///{tmp_path / 'one.db'}"
+    other = Table("other", MetaData(info={"bind_key": "x"}), Column("id", Integer), schema="main")
+    with (
+        SessionManager(metadata=MainBase.metadata, binds={"default": url, "users": url}) as manager,
+        manager.session() as session,
+    ):
+        session.add(Person(name="Ann"))
+        session.commit()
+        session.execute(select(Order).join(Person, Person.id == Order.person_id))
+        other.create(session.connection())
+        session.execute(select(Order).join(other, other.c.id == Order.person_id))
+
+
+def test_class_over_databases_is_refused(files: SessionManager) -> None:
+    """A class whose joined tables are of two bind keys cannot be used, and is told why."""
+
+    class Base(DeclarativeBase):
+        metadata = MetaData(info={"bind_key": "users"})
+
+    class Party(Base):
+        __tablename__ = "party"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    with files.session() as session:
+        session.add(Party())
+        session.flush()
+
+        class Customer(Party):
+            metadata = MetaData()
+            __tablename__ = "customer"
+            id: Mapped[int] = mapped_column(ForeignKey(Party.id), primary_key=True)
+
+        with pytest.raises(SpannedBindsError, match="class Customer is mapped to tables"):
+            session.execute(select(Customer))
+        session.add(Customer())
+        with pytest.raises(SpannedBindsError, match="of bind key 'users'"):
+            session.flush()
+
+
+def test_unknown_bind_key_is_told(tmp_path: Path) -> None:
+    """The error lists the bind keys that there are; nothing is sent anywhere."""
+    with SessionManager(binds={"logs": f"sqlite:///{tmp_path / 'x.db'}"}) as manager:
+        with manager.session() as session:
+            with pytest.raises(NoSuchBindError, match=r"no bind key 'users'.*: 'logs'"):
+                session.execute(select(Person))
+            with pytest.raises(NoSuchBindError, match="no bind key 'default'"):
+                session.execute(text("SELECT 1"))
+            with pytest.raises(UnmappedClassError):
+                session.get_bind(int)
+        assert manager.stats().databases == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"nonsense": 1}, "does not take 'nonsense'"),
+        ({"binds": {}}, "binds is SQLAlchemy's own"),
+        ({"class_": Session}, "class_ is one of the manager's"),
+        ({"bind": "users"}, "session_factory"),
+    ],
+)
+def test_wrong_options_are_told(files: SessionManager, options: dict[str, Any], text: str) -> None:
+    """An option that a routed session does not have is refused when it is given."""
+    with pytest.raises(EngineOptionsError, match=text):
+        files.session(**options)
+
+
+def test_session_options_and_class_are_kept(tmp_path: Path) -> None:
+    """The manager's session options hold, and methods of its session class come first."""
+    asked = []
+
+    class Own(Session):
+        def get_bind(self, *args: Any, **kwargs: Any) -> Any:
+            asked.append(kwargs.get("clause"))
+            return super().get_bind(*args, **kwargs)
+
+    with SessionManager(
+        metadata=MainBase.metadata,
+        binds={"default": f"sqlite:///{tmp_path / 'x.db'}"},
+        session_options={"class_": Own, "expire_on_commit": False},
+    ) as manager:
+        with manager.session() as session:
+            assert isinstance(session, Own)
+            assert not session.expire_on_commit
+            session.execute(select(Order))
+        with manager.session(expire_on_commit=True) as session:
+            assert session.expire_on_commit
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("name", ["one.db", ""], ids=["file", "memory"])
+def test_second_metadata_of_a_locked_file(
+    tmp_path: Path, manager_class: ManagerClass, sqlite: str, name: str
+) -> None:
+    """Tables of a second metadata are made in the transaction that has the file's lock."""
+    url = f"{sqlite}:///{tmp_path / name}" if name else f"{sqlite}://"
+    with manager_class(metadata=MainBase.metadata, binds={"default": url}) as manager:
+        for end in (Session.rollback, Session.commit, Session.commit):
+            with manager.session() as session:
+                session.add(Order(person_id=1))
+                session.flush()
+                session.execute(insert(notes))
+                end(session)
+        with manager.session() as session:
+            assert session.scalar(select(func.count()).select_from(notes)) == 2
+
+
+def test_engine_stays_the_transactions(files: SessionManager) -> None:
+    """A transaction goes on with the engine that it began with; the next one takes the new."""
+    with files.session() as session:
+        session.add(Person(name="Ann"))
+        session.flush()
+        before = session.get_bind(Person)
+        files.invalidate("users")
+        assert session.get_bind(Person) is before
+        assert session.scalar(select(func.count()).select_from(Person)) == 1
+        session.commit()
+        assert session.get_bind(Person) is files.get_engine("users")
+        assert session.get_bind(Person) is not before
+    with files.session() as session:
+        for _ in range(2):
+            with session.begin():
+                assert session.get_bind(Person) is files.get_engine("users")
+            files.invalidate("users")
+
+
+@servers
+def test_routing_sends_nothing_of_its_own(router: SessionManager) -> None:
+    """Once the tables are known to be there, a statement is the only one that is sent."""
+    with router.session() as session:
+        session.scalars(select(Order)).all()
+        session.scalars(select(Person)).all()
+    sent: list[str] = []
+    for key in ("default", "users"):
+        event.listen(
+            router.get_engine(key),
+            "before_cursor_execute",
+            lambda connection, cursor, statement, *rest: sent.append(statement),
+        )
+    with router.session() as session:
+        session.scalars(select(Order)).all()
+        session.scalars(select(Person)).all()
+    assert [re.search(r"FROM (\w+)", statement)[1] for statement in sent] == ["orders", "person"]
+
+
+def test_two_phase_commit(make_database: Callable[..., Database]) -> None:
+    """With twophase=True both databases prepare before either commits."""
+    binds = {"default": make_database("pymysql"), "users": make_database("mysqlclient")}
+    urls = {key: database.url for key, database in binds.items()}
+    with SessionManager(metadata=MainBase.metadata, binds=urls) as manager:
+        with manager.session(twophase=True) as session:
+            session.add_all([Order(person_id=1), Person(name="Ann")])
+            session.flush()
+            session.prepare()
+            session.commit()
+        with manager.session() as session:
+            assert session.scalars(select(Person.name)).one() == "Ann"
+            assert session.scalars(select(Order.person_id)).one() == 1
+    assert not open_transactions(binds["default"])
+
+
+def test_two_phase_commit_on_sqlite_is_refused(files: SessionManager) -> None:
+    """A database that has no two-phase commit is named before anything is sent."""
+    with files.session(twophase=True) as session:
+        session.add(Order(person_id=1))
+        with pytest.raises(InvalidRequestError, match="'default': sqlite has no two-phase commit"):
+            session.flush()
+
+
+def test_bulk_operations(files: SessionManager) -> None:
+    """Bulk operations of the ORM go to the databases of their classes."""
+    with files.session() as session, session.begin():
+        session.bulk_save_objects([Order(person_id=1), Person(name="Ann"), Order(person_id=2)])
+        session.bulk_insert_mappings(Person, [{"name": "Bob"}, {"name": "Cid"}])
+        session.execute(insert(Person), [{"name": "Dan"}, {"name": "Eve"}])
+        session.bulk_update_mappings(Order, [{"id": 1, "person_id": 5}])
+    with files.session() as session:
+        assert session.scalar(select(func.count()).select_from(Person)) == 5
+        assert sorted(session.scalars(select(Order.person_id))) == [2, 5]
