@@ -354,20 +354,30 @@ def test_routing_sends_nothing_of_its_own(router: SessionManager) -> None:
     assert [re.search(r"FROM (\w+)", statement)[1] for statement in sent] == ["orders", "person"]
 
 
-def test_two_phase_commit(make_database: Callable[..., Database]) -> None:
-    """With twophase=True both databases prepare before either commits."""
-    binds = {"default": make_database("pymysql"), "users": make_database("mysqlclient")}
-    urls = {key: database.url for key, database in binds.items()}
-    with SessionManager(metadata=MainBase.metadata, binds=urls) as manager:
+@pytest.mark.parametrize("drivers", [("psycopg2", "pymysql"), ("mysqlclient", "psycopg")], ids=str)
+def test_two_phase_commit(
+    drivers: tuple[str, str], make_database: Callable[..., Database], manager_class: ManagerClass
+) -> None:
+    """With twophase=True each database has promised to commit before any of them does."""
+    first, second = (make_database(driver) for driver in drivers)
+    binds = {"default": first.url, "users": second.url}
+    with manager_class(metadata=MainBase.metadata, binds=binds) as manager:
         with manager.session(twophase=True) as session:
             session.add_all([Order(person_id=1), Person(name="Ann")])
             session.flush()
             session.prepare()
+            with manager.session() as other:
+                assert other.scalars(select(Person)).all() == []
             session.commit()
+        with manager.session(twophase=True) as session:
+            session.add_all([Order(person_id=2), Person(name="Bob")])
+            session.flush()
+            session.prepare()
+            session.rollback()
         with manager.session() as session:
             assert session.scalars(select(Person.name)).one() == "Ann"
             assert session.scalars(select(Order.person_id)).one() == 1
-    assert not open_transactions(binds["default"])
+    assert not open_transactions(first) | open_transactions(second)
 
 
 def test_two_phase_commit_on_sqlite_is_refused(files: SessionManager) -> None:

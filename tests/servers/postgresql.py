@@ -34,6 +34,7 @@ listen_addresses = '127.0.0.1'
 port = {port}
 unix_socket_directories = '{directory}'
 max_connections = 600
+max_prepared_transactions = 20
 fsync = off
 full_page_writes = off
 synchronous_commit = off
