@@ -18,6 +18,7 @@ from sqlalchemy.sql.dml import UpdateBase
 
 from .binds import DEFAULT
 from .errors import SpannedBindsError
+from .greenlets import in_greenlet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -185,7 +186,10 @@ class RoutedSession(Session):
         engine = engines.setdefault(key, self._find_engine(bind_key, metadata, connection))
         if self.twophase:
             _check_twophase(engine, key)
-        engines[bind_key if metadata is None else metadata] = engine
+        if metadata is None:
+            engines[bind_key] = engine
+        elif not engine.dialect.is_async or in_greenlet():
+            engines[metadata] = engine  # else its tables were not looked at
         return engine
 
     def _pinned(self) -> _Engines:

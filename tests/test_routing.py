@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,13 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm.exc import UnmappedClassError
 
-from sessionmgr import EngineOptionsError, NoSuchBindError, SessionManager, SpannedBindsError
+from sessionmgr import (
+    AsyncSessionManager,
+    EngineOptionsError,
+    NoSuchBindError,
+    SessionManager,
+    SpannedBindsError,
+)
 from tests.items import open_transactions
 from tests.routed_models import (
     Address,
@@ -314,6 +321,20 @@ def test_second_metadata_of_a_locked_file(
                 end(session)
         with manager.session() as session:
             assert session.scalar(select(func.count()).select_from(notes)) == 2
+
+
+def test_asking_for_the_bind_prepares_nothing(tmp_path: Path) -> None:
+    """A coroutine that asks for an engine cannot wait for tables; the first statement does."""
+    binds = {key: f"sqlite+aiosqlite:///{tmp_path / key}.db" for key in ("default", "users")}
+
+    async def main() -> None:
+        manager = AsyncSessionManager(metadata=MainBase.metadata, binds=binds)
+        async with manager, manager.session() as session:
+            assert (await session.scalars(select(Order))).all() == []
+            assert session.get_bind(Person).url.database.endswith("users.db")
+            assert (await session.scalars(select(Person))).all() == []
+
+    asyncio.run(main())
 
 
 def test_engine_stays_the_transactions(files: SessionManager) -> None:
