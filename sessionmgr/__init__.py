@@ -16,6 +16,8 @@ from .errors import (
     ManagerPickleError,
     MissingExtraError,
     NoSuchBindError,
+    PageNotFoundError,
+    PaginationError,
     ResultArgumentError,
     ResultStoreError,
     ResultTimeoutError,
@@ -27,6 +29,7 @@ from .errors import (
 )
 from .manager import SessionManager
 from .models import Base
+from .pagination import paginate
 from .results import ResultStore, TaskResult
 from .stats import DatabaseStats, ManagerStats
 from .transient import is_transient
@@ -50,6 +53,8 @@ __all__ = (
     "ManagerStats",
     "MissingExtraError",
     "NoSuchBindError",
+    "PageNotFoundError",
+    "PaginationError",
     "ResultArgumentError",
     "ResultStore",
     "ResultStoreError",
@@ -62,6 +67,7 @@ __all__ = (
     "TaskResult",
     "TemplateError",
     "is_transient",
+    "paginate",
 )
 
 

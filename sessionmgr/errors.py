@@ -17,6 +17,8 @@
         TemplateError                                  its first content cannot be copied
         MissingExtraError      (ImportError)           a package of an extra is not installed
         DatabasesNotReadyError                         an application cannot start with them
+        PaginationError        (ArgumentError)         a select cannot be shown in pages
+        PageNotFoundError      (LookupError)           there is no such page
         ResultStoreError                               a result store cannot do what it was asked
           ResultArgumentError  (ArgumentError)         an argument that cannot be
           ResultTooLongError   (ValueError)            more bytes than the column holds
@@ -48,6 +50,8 @@ __all__ = (
     "ManagerPickleError",
     "MissingExtraError",
     "NoSuchBindError",
+    "PageNotFoundError",
+    "PaginationError",
     "ResultArgumentError",
     "ResultStoreError",
     "ResultTimeoutError",
@@ -116,6 +120,14 @@ class MissingExtraError(SessionManagerError, ImportError):
 
 class DatabasesNotReadyError(SessionManagerError):
     """Databases could not be prepared in time when an application started."""
+
+
+class PaginationError(SessionManagerError, ArgumentError):
+    """A select cannot be shown in pages as it is, or a limit of pages is none."""
+
+
+class PageNotFoundError(SessionManagerError, LookupError):
+    """There is no such page: its number, its size or its cursor is out of range, or nonsense."""
 
 
 class ResultStoreError(SessionManagerError):

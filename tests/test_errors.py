@@ -18,6 +18,8 @@ from sessionmgr.errors import (
     ManagerPickleError,
     MissingExtraError,
     NoSuchBindError,
+    PageNotFoundError,
+    PaginationError,
     SchemaLockError,
     SessionManagerError,
     TemplateError,
@@ -55,6 +57,8 @@ def test_errors_are_of_one_tree(error: type[BaseException]) -> None:
         (DatabasePathError, ArgumentError),
         (MissingExtraError, ImportError),
         (TemplateError, SQLAlchemyError),
+        (PaginationError, ArgumentError),
+        (PageNotFoundError, LookupError),
     ],
 )
 def test_errors_are_of_their_kin(error: type[BaseException], kin: type[BaseException]) -> None:
