@@ -18,7 +18,16 @@ if TYPE_CHECKING:
 
     Statement: TypeAlias = Select[Unpack[tuple[Any, ...]]] | CompoundSelect[Unpack[tuple[Any, ...]]]
 
-__all__ = ("LARGEST", "counting", "final_froms", "merges_rows", "one_column", "read", "window")
+__all__ = (
+    "LARGEST",
+    "counting",
+    "entities_of",
+    "final_froms",
+    "merges_rows",
+    "one_column",
+    "read",
+    "window",
+)
 
 LARGEST = 2**63 - 1
 """The largest LIMIT or OFFSET: PostgreSQL and SQLite count in 64 bits."""
@@ -88,7 +97,8 @@ def _columns(statement: Statement) -> list[Any]:
     ]
 
 
-def _entities(statement: Statement) -> list[Any]:
+def entities_of(statement: Statement) -> list[Any]:
+    """List the entities that a select gives as a whole."""
     found = [column.get("entity") for column in _columns(statement)]
     return [
         entity
@@ -104,13 +114,18 @@ def one_column(statement: Statement) -> bool:
 
 def final_froms(statement: Select[Unpack[tuple[Any, ...]]]) -> Sequence[FromClause]:
     """List what stands after FROM, without the joins of eager loads."""
-    bare: Select[Any] = statement.with_only_columns(literal_column("1"), maintain_column_froms=True)
+    # What is ordered or grouped by the name of a column would look for it in vain.
+    bare: Select[Any] = (
+        statement.order_by(None)
+        .group_by(None)
+        .with_only_columns(literal_column("1"), maintain_column_froms=True)
+    )
     return bare.get_final_froms()
 
 
 def merges_rows(statement: Statement) -> bool:
     """Tell whether rows may be one when shown: a join can give an entity more than once."""
-    entities = _entities(statement)
+    entities = entities_of(statement)
     if not entities:
         return False
     froms = final_froms(statement)  # type: ignore[arg-type]  # what has entities is a Select
@@ -124,6 +139,6 @@ def read(result: Result[Any], statement: Statement) -> list[Any]:
 
     Entities are not repeated; joined eager loads of collections would do that.
     """
-    if _entities(statement):
+    if entities_of(statement):
         result = result.unique()
     return list(result.scalars() if one_column(statement) else result)
