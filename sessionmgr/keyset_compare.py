@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Boolean, Enum, and_, bindparam, false, func, literal, or_, tuple_
+from sqlalchemy import Enum, and_, bindparam, func, literal, or_, tuple_
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import NullType
@@ -58,16 +58,20 @@ def _expanded(
     lefts: Sequence[ColumnElement[Any]], rights: Sequence[ColumnElement[Any]], falls: Sequence[bool]
 ) -> ColumnElement[bool]:
     """Write ``a > 1 OR a = 1 AND (b > 2 OR b = 2 AND ...)``."""
-    condition: ColumnElement[bool] = false()
-    for left, right, fall in reversed(list(zip(lefts, rights, falls, strict=True))):
+    *equal, last = zip(lefts, rights, falls, strict=True)
+    condition = _beyond(*last)
+    for left, right, fall in reversed(equal):
         condition = or_(_beyond(left, right, fall), and_(left == right, condition))
     return condition
 
 
 class _Rows(FunctionElement[bool]):
-    """Compares two rows; the first half of the arguments is the left one."""
+    """Compares two rows; the first half of the arguments is the left one.
 
-    type = Boolean()
+    It says nothing of its type: MariaDB would be asked whether a Boolean is equal to 1, and would
+    use no index for that.
+    """
+
     falls = False
 
     def halves(self) -> tuple[list[Any], list[Any]]:
