@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from . import (
     async_session,
+    deep_pages,
     end_to_end,
     fetch_result,
     fork_with_engines,
@@ -45,6 +46,7 @@ BENCHMARKS: dict[str, Callable[[Context], Report]] = {
     "fetch_result": fetch_result.run,
     "store_many": store_many.run,
     "sqlite_counter": sqlite_counter.run,
+    "deep_pages": deep_pages.run,
     "end_to_end": end_to_end.run,
 }
 

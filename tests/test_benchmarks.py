@@ -29,6 +29,7 @@ NAMES = (
     "fetch_result",
     "store_many",
     "sqlite_counter",
+    "deep_pages",
     pytest.param("end_to_end", marks=pytest.mark.soak),  # it starts three workers
 )
 

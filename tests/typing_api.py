@@ -6,9 +6,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, FastAPI
-from sqlalchemy import URL, Engine, MetaData, make_url
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
-from sqlalchemy.orm import DeclarativeBase, Session, scoped_session, sessionmaker
+from sqlalchemy import URL, Engine, MetaData, make_url, select, union
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+)
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    mapped_column,
+    scoped_session,
+    sessionmaker,
+)
 from typing_extensions import assert_type
 
 from sessionmgr import (
@@ -25,14 +37,19 @@ from sessionmgr import (
     ManagerStats,
     MissingExtraError,
     NoSuchBindError,
+    PageNotFoundError,
+    PaginationError,
     SchemaLockError,
     SessionManager,
     SessionManagerError,
     TemplateError,
     is_transient,
+    paginate,
 )
 from sessionmgr.ext.billiard import initializer, on_process_exit
 from sessionmgr.ext.fastapi import AsyncSessions, Sessions, health_router
+from sessionmgr.keyset import KeysetPage, paginate_keyset
+from sessionmgr.pagination import AsyncPagination, Pagination
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -241,6 +258,8 @@ errors: list[type[SessionManagerError]] = [
     SchemaLockError,
     DatabasePathError,
     MissingExtraError,
+    PageNotFoundError,
+    PaginationError,
     TemplateError,
 ]
 assert_type(is_transient(ValueError()), bool)
@@ -250,6 +269,48 @@ class Order(Base):
     """A mapped class."""
 
     __tablename__ = "order"
+
+
+# -- pages
+
+
+class Line(Base):
+    """A mapped class with columns."""
+
+    __tablename__ = "line"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str]
+
+
+LINES = select(Line).order_by(Line.id)
+
+
+def pages(session: Session, scoped: scoped_session[Session]) -> None:
+    """Read pages."""
+    page = paginate(session, LINES, page=2, per_page=50, max_per_page=None, count=False)
+    assert_type(page, Pagination)
+    assert_type(page.next(error_out=True), Pagination)
+    assert_type(page.items, list[Any])
+    assert_type(page.total, int | None)
+    assert_type([*page.iter_pages(left_edge=1)], list[int | None])
+    assert_type(paginate(scoped, select(Line.id, Line.text), page=None), Pagination)
+    assert_type(paginate(session, union(select(Line.id), select(Line.id))), Pagination)
+    place = paginate_keyset(session, LINES, after=None)
+    assert_type(place, KeysetPage)
+    assert_type(place.after, str | None)
+    assert_type(paginate_keyset(scoped, select(Line.id, Line.text), after="x"), KeysetPage)
+    paginate(session, "SELECT 1")  # type: ignore[call-overload]
+    paginate(session, LINES, pages=2)  # type: ignore[call-overload]
+
+
+async def awaited_pages(session: AsyncSession, scoped: async_scoped_session[AsyncSession]) -> None:
+    """Read pages in an event loop."""
+    page = await paginate(session, LINES, page=2)
+    assert_type(page, AsyncPagination)
+    assert_type(await page.prev(), AsyncPagination)
+    assert_type(await paginate(scoped, LINES), AsyncPagination)
+    assert_type(await paginate_keyset(session, LINES), KeysetPage)
 
 
 initializer()
