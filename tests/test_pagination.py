@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import create_engine, event, func, select, union
+from sqlalchemy import create_engine, delete, event, func, select, union
 from sqlalchemy.orm import (
     Session,
     aliased,
@@ -408,17 +408,16 @@ def test_session_with_several_databases(tmp_path: Path) -> None:
 
 def test_execution_options_are_for_both_statements(tmp_path: Path) -> None:
     """Names of schemas that the select translates are translated for the count as well."""
-    engine = create_engine(f"sqlite:///{tmp_path / 'one.db'}")
-    event.listen(
-        engine, "connect", lambda raw, _: raw.execute(f"ATTACH '{tmp_path / 'two.db'}' AS two")
-    )
-    with engine.connect().execution_options(schema_translate_map={None: "two"}) as connection:
-        ShelfBase.metadata.create_all(connection)
-        connection.commit()
-    with Session(engine) as session:
+    two = tmp_path / "two.db"
+    with (
+        filled_shelf(f"sqlite:///{two}"),
+        filled_shelf("sqlite://") as one,
+        Session(one) as session,
+    ):
+        session.execute(delete(Book))
+        session.connection().exec_driver_sql(f"ATTACH '{two}' AS two")
         translated = BOOKS.execution_options(schema_translate_map={None: "two"})
-        assert paginate(session, translated, page=2, error_out=False).total == 0
-    engine.dispose()
+        assert paginate(session, translated, per_page=5).total == 21
 
 
 class Shown(Pagination):
