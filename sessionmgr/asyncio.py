@@ -57,6 +57,7 @@ class AsyncSessionManager(BaseManager[AsyncEngine, Maker]):
     it must not connect, which takes an ``await``.
     """
 
+    _in_loops = True
     _check_session_options = staticmethod(check_async_session_options)
     _dialect = staticmethod(async_dialect)
 

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     from .binds import BindValue, Resolver
 
+    from .isolation import ManagerIsolation
+
 __all__ = ("BaseManager", "Pooling")
 
 Pooling = Literal["forked", "always", "never"]
@@ -128,6 +130,8 @@ class BaseManager(ABC, Generic[BindT, MakerT]):
         self._prepared: set[DatabaseKey] = set()
         self._short_lived_maker: MakerT | None = None
         self._routed_maker: MakerT | None = None
+        # what undoes a test
+        self._isolation: ManagerIsolation | None = None
         self._lock = forking.ProcessLock()
         self._set_up()
         forking.inherit(self)
@@ -135,6 +139,8 @@ class BaseManager(ABC, Generic[BindT, MakerT]):
     # -- what the two kinds of manager do each in its way
 
     _check_session_options: Callable[[Mapping[str, Any]], None]
+    #: Whether engines belong to event loops.
+    _in_loops = False
     #: Gives the class of a database's dialect; raises where its driver is of the other kind.
     _dialect: Callable[[DatabaseKey], Any]
 
@@ -311,7 +317,10 @@ class BaseManager(ABC, Generic[BindT, MakerT]):
             pooled = self._keeps_connections()
             options = resolve(key, self._dialect(key), requested, layers, pooled=pooled)
             callbacks = check_callbacks(self.engine_callback)
-            return self._watch_spans(self._make_engine(key, options, callbacks, pooled=pooled))
+            entry = self._watch_spans(self._make_engine(key, options, callbacks, pooled=pooled))
+            if self._isolation is not None:
+                self._isolation.add(registry, entry)
+            return entry
 
         entry = registry.get(key, make)
         while self._is_outdated(entry):

@@ -13,7 +13,7 @@ from sqlalchemy.exc import ArgumentError, InvalidRequestError
 from sqlalchemy.pool import QueuePool
 
 from . import forking
-from .errors import EngineOptionsError, ManagerClosedError
+from .errors import EngineOptionsError, IsolationError, ManagerClosedError
 from .locks import DatabaseLocks
 from .monitor import PoolMonitor
 from .pools import watched
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from .isolation import ManagerIsolation
     from .options import ResolvedOptions
     from .urls import DatabaseKey
 
@@ -217,7 +218,7 @@ def _give_up_if_interrupted(context: ExceptionContext) -> None:
     server's answer would be taken for that to the next statement, or the driver would take no
     statement any more. SQLAlchemy sees to interrupts that are no Exception.
     """
-    if context.is_disconnect:
+    if context.is_disconnect or isinstance(context.original_exception, IsolationError):
         return
     if isinstance(context.original_exception, context.dialect.loaded_dbapi.Error):
         interrupted = _is_amidst_a_statement(context)
@@ -267,6 +268,8 @@ class EngineRegistry(Generic[BindT, MakerT]):
         #: The same of routed sessions: a table's metadata, or a bind key -> its entry. A metadata
         #: is here once its tables are known to be there.
         self.routes: dict[MetaData | str | None, EngineEntry[BindT, MakerT]] = {}
+        #: What undoes a test on these engines, for who ends them.
+        self.isolation: ManagerIsolation | None = None
         self._lock = forking.ProcessLock()
         self._database_locks = DatabaseLocks()
         self._making: set[DatabaseKey] = set()

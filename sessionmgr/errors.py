@@ -12,6 +12,7 @@
         ManagerPickleError     (PicklingError)         a part of it cannot be pickled
         ForkedSQLiteError      (InvalidRequestError)   a file that the parent holds open
         EventLoopError         (InvalidRequestError)   no event loop, or not the engine's
+        IsolationError         (InvalidRequestError)   what a test does cannot be undone
         SchemaLockError                                the schema lock was not to be had
         DatabasePathError      (ArgumentError)         an application's database cannot be there
         TemplateError                                  its first content cannot be copied
@@ -46,6 +47,7 @@ __all__ = (
     "EngineOptionsError",
     "EventLoopError",
     "ForkedSQLiteError",
+    "IsolationError",
     "ManagerClosedError",
     "ManagerPickleError",
     "MissingExtraError",
@@ -100,6 +102,10 @@ class ForkedSQLiteError(SessionManagerError, InvalidRequestError):
 
 class EventLoopError(SessionManagerError, InvalidRequestError):
     """An asynchronous engine was asked for without an event loop, or used in another one."""
+
+
+class IsolationError(SessionManagerError, InvalidRequestError):
+    """An isolated database was asked for what could not be undone, or was undone already."""
 
 
 class SchemaLockError(SessionManagerError):

@@ -46,6 +46,8 @@ class LoopRegistry(EngineRegistry[AsyncEngine, async_sessionmaker[AsyncSession]]
     def finish(self) -> None:
         """Let every engine go, for the loop ends or was closed. Later ones keep nothing."""
         self._ended = True
+        if self.isolation is not None:
+            self.isolation.finish(self)
         for entry in self.entries():
             self.pop(entry)
             entry.monitor.finish()

@@ -150,9 +150,12 @@ class PoolMonitor:
         :raises EventLoopError: when the engine belongs to another event loop.
         """
         self._settle(pool)
-        if self._loop is not None:
-            self._check_loop(self._loop)
-        elif self._turns is None and (self._first_use is None or self._first_use.done):
+        self.check_loop()
+        if (
+            self._loop is None
+            and self._turns is None
+            and (self._first_use is None or self._first_use.done)
+        ):
             self.settled = self._home
         if self._first_use is not None and not self._first_use.done:
             engine = self._engine()
@@ -168,8 +171,12 @@ class PoolMonitor:
         self._loop = loop
         self.settled = None
 
-    def _check_loop(self, loop: AbstractEventLoop) -> None:
-        if asyncio.get_running_loop() is not loop:
+    def check_loop(self) -> None:
+        """Raise where the engine belongs to another event loop.
+
+        :raises EventLoopError: when it does.
+        """
+        if self._loop is not None and asyncio.get_running_loop() is not self._loop:
             raise EventLoopError(
                 f"database {self._name}: this AsyncEngine belongs to another event loop, whose"
                 " connections cannot be used here. Ask the manager for the engine, sessionmaker or"
@@ -312,6 +319,11 @@ class PoolMonitor:
         self._loop = None
         if self._home is forking.process:
             self._close_idle()
+
+    @property
+    def retired(self) -> bool:
+        """Whether the engine keeps no connections any more."""
+        return self._retired
 
     def finish(self) -> None:
         """Close what is left when the engine's event loop ends, or was closed.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from .sqlite import SQLiteSettings
 
-__all__ = ("WRITES", "attach", "begin_for", "begin_writing")
+__all__ = ("WRITES", "attach", "begin_for", "begin_writing", "first_keyword")
 
 _DEFERRED, _IMMEDIATE = "BEGIN", "BEGIN IMMEDIATE"
 
@@ -56,13 +56,14 @@ def begin_for(statement: str) -> str | None:
 
     :return: ``None`` for what does not belong into a transaction, or begins one itself.
     """
-    keyword = _first_keyword(statement)
+    keyword = first_keyword(statement)
     if keyword in _READS or (keyword == "WITH" and _DML.search(statement) is None):
         return _DEFERRED
     return None if not keyword or keyword in _OTHERS else _IMMEDIATE
 
 
-def _first_keyword(statement: str) -> str:
+def first_keyword(statement: str) -> str:
+    """Give the word that a statement begins with, in capitals; "" where there is none."""
     found = _KEYWORD.match(statement)
     return "" if found is None else found[1].upper()
 
@@ -135,7 +136,7 @@ class _BeginningAtWrites(_Beginning):
         if begin != _DEFERRED:
             return begin
         # alone, the end of a SAVEPOINT would be a commit
-        return begin if _first_keyword(statement) == "SAVEPOINT" else None
+        return begin if first_keyword(statement) == "SAVEPOINT" else None
 
 
 def _may_begin(driver_connection: Any) -> bool:
