@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from sqlalchemy import Engine
-    from sqlalchemy.engine.interfaces import DBAPIConnection
+    from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
     from sqlalchemy.pool import Pool, PoolProxiedConnection
 
     from .monitor import PoolMonitor
@@ -52,6 +52,7 @@ class IsolatedDatabase:
         self._dialect: Any = None
         self._monitor: PoolMonitor | None = None
         self._lost: str | None = None
+        self._is_dead = False
         self._abandoned: list[Work] = []
         self._proxies: weakref.WeakSet[PoolProxiedConnection] = weakref.WeakSet()
         self._turns = TaskLock() if self._is_async else forking.ProcessLock()()
@@ -125,7 +126,21 @@ class IsolatedDatabase:
         replaced.commit = functools.partial(self.commit, work)
         replaced.rollback = functools.partial(self.roll_back, work)
         replaced.detach = _do_nothing  # it is nobody's alone
+        if self._dialect.driver == "mysqldb":
+            replaced.cursor = functools.partial(self._cursor, self.connection())
         self._proxies.add(proxy)
+
+    def _cursor(self, connection: DBAPIConnection, *args: Any) -> DBAPICursor:
+        """Make a cursor of mysqlclient's: to close one takes the connection, which others use."""
+        cursor: Any = connection.cursor(*args)
+
+        def close() -> None:
+            del cursor.close
+            with self.turn():
+                cursor.close()
+
+        cursor.close = close
+        return cursor  # type: ignore[no-any-return]
 
     def owns(self, connection: DBAPIConnection) -> bool:
         """Tell whether a connection is the one that all share."""
@@ -133,7 +148,8 @@ class IsolatedDatabase:
 
     def lose(self, error: BaseException | None) -> None:
         """Take note that the connection cannot be used any more."""
-        self._lost = "it was invalidated" if error is None else f"{type(error).__name__}"
+        self._lost = "it was invalidated" if error is None else type(error).__name__
+        self._is_dead = True
 
     # -- what is done on it
 
@@ -264,6 +280,9 @@ class IsolatedDatabase:
         """Roll everything back, and give the connection back. In its loop, if it has one."""
         outer = self._leave()
         if outer is None:
+            return
+        if self._is_dead:
+            outer.invalidate()
             return
         try:
             outer.rollback()

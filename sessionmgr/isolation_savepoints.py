@@ -16,7 +16,7 @@ __all__ = ("Savepoints", "Work")
 class Work:
     """What one checked out connection has done since it last committed or rolled back."""
 
-    __slots__ = ("failed", "lost", "merged")
+    __slots__ = ("failed", "lost", "merged", "undid")
 
     def __init__(self) -> None:
         self.begin()
@@ -29,6 +29,8 @@ class Work:
         self.lost = False
         #: whether another's commit has made it part of what that did
         self.merged = False
+        #: whether it failed after others had committed, and they were undone with it
+        self.undid = False
 
 
 @dataclass(eq=False, slots=True)
@@ -96,10 +98,21 @@ class Savepoints:
             self._push(work)
 
     def after_failure(self, work: Work) -> None:
-        """Have the connection take statements again after one has failed."""
-        if self._aborts:
-            self._send(f"ROLLBACK TO SAVEPOINT {self._stack[-1].name}")
-            work.failed = True
+        """Have the connection take statements again after one has failed.
+
+        A transaction of which nothing is left goes at once: what others commit until its rollback
+        is not to be undone by that.
+        """
+        if not self._aborts:
+            return
+        work.failed = True
+        top = self._stack[-1]
+        self._send(f"ROLLBACK TO SAVEPOINT {top.name}")
+        work.undid |= top.holds
+        top.holds = False
+        if top.work is work and top.label is None:
+            self._send(f"RELEASE SAVEPOINT {top.name}")
+            self._stack.pop()
 
     # -- transactions
 
@@ -122,15 +135,14 @@ class Savepoints:
 
         :raises IsolationError: when that cannot be done, or has undone what others committed.
         """
-        merged = work.merged
+        merged, holds = work.merged, work.undid
         work.begin()
         position = self._first(work)
-        holds = False
         if position is not None:
             name = self._stack[position].name
             self._send(f"ROLLBACK TO SAVEPOINT {name}")
             self._send(f"RELEASE SAVEPOINT {name}")
-            holds = self._cut(position, work)
+            holds |= self._cut(position, work)
         if merged:
             self._refuse_merged()
         if holds:
@@ -161,9 +173,9 @@ class Savepoints:
             return False
         savepoint = self._stack[position]
         self._send(f"ROLLBACK TO SAVEPOINT {savepoint.name}")
-        work.failed = False
-        if self._cut(position + 1, work) or savepoint.holds:
-            savepoint.holds = False
+        holds = self._cut(position + 1, work) or savepoint.holds or work.undid
+        work.failed = work.undid = savepoint.holds = False
+        if holds:
             self._tell_of_others()
         return True
 

@@ -1,0 +1,281 @@
+"""What an isolation refuses, and what it says where it cannot be truthful or was cut off."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import create_engine, insert, text
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.pool import NullPool
+
+from sessionmgr import AsyncSessionManager, IsolationError, SessionManager
+from sessionmgr.isolation import isolated
+from tests.isolation_helpers import BEFORE, add, fill, make_url, names, undone, write
+from tests.items import Item, ItemBase, kill_connection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from sqlalchemy import URL
+    from sqlalchemy.orm import Session
+
+    from tests.async_facade import ManagerClass
+    from tests.servers import Database
+
+ONE_OF_EACH = ["psycopg", "pymysql", "file"]
+
+
+@pytest.fixture
+def url(
+    driver: str, make_database: Callable[..., Database], tmp_path: Path, sqlite: str
+) -> str | URL:
+    """Return the URL of an empty database of the test's driver."""
+    return make_url(driver, make_database, tmp_path, sqlite)
+
+
+@pytest.fixture
+def filled(url: str | URL) -> Iterator[SessionManager]:
+    """Return a manager whose database of the test's driver has one item."""
+    with SessionManager(metadata=ItemBase.metadata, pooling="always") as manager:
+        fill(manager, url)
+        yield manager
+
+
+@pytest.mark.parametrize("driver", ["file"])
+def test_one_isolation_at_a_time(filled: SessionManager, url: str) -> None:
+    """A manager that is isolated is not isolated again; what is refused leaves no trace."""
+    other = SessionManager()
+    with isolated(filled):
+        with pytest.raises(IsolationError, match="is isolated already"), isolated(other, filled):
+            pass
+        with isolated(other):
+            pass
+        add(filled, url, "inside")
+    assert names(filled, url) == BEFORE
+
+
+@pytest.mark.parametrize("driver", ["file"])
+def test_sessions_in_use_are_refused(filled: SessionManager, url: str) -> None:
+    """A connection that is checked out before would commit for good: it is named."""
+    with filled.begin(url), pytest.raises(IsolationError, match=r"file\.db: 1 connections"):
+        isolated(filled).begin()
+    with isolated(filled):
+        pass
+
+
+def test_only_managers_are_isolated() -> None:
+    """Something else is told what is taken."""
+    wrong: Any = "sqlite://"
+    for managers in ((), (wrong,)):
+        with pytest.raises(IsolationError, match="takes"):
+            isolated(*managers).begin()
+
+
+def test_loops_take_async_with() -> None:
+    """A plain `with` in a coroutine cannot await the rollback, and says so when it begins."""
+
+    async def work() -> None:
+        with (
+            pytest.raises(IsolationError, match="use 'async with"),
+            isolated(AsyncSessionManager()),
+        ):
+            pass
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("driver", ONE_OF_EACH)
+def test_what_could_not_be_undone_is_refused(
+    manager_class: ManagerClass, driver: str, url: str | URL
+) -> None:
+    """AUTOCOMMIT, two phases, and DDL on MariaDB raise; after a rollback it goes on."""
+    with manager_class(metadata=ItemBase.metadata) as manager:
+        fill(manager, url)
+        engine = manager.get_engine(url)
+        with undone(manager):
+            with engine.connect() as connection, pytest.raises(IsolationError, match="AUTOCOMMIT"):
+                connection.execution_options(isolation_level="AUTOCOMMIT")
+            with engine.connect() as connection:
+                connection.execution_options(isolation_level="SERIALIZABLE")  # has no effect
+                connection.execute(insert(Item).values(name="inside", count=0))
+                connection.commit()
+            if driver != "file":  # SQLite has none
+                with engine.connect() as connection, pytest.raises(IsolationError, match="phases"):
+                    connection.begin_twophase()
+            with engine.connect() as connection:
+                if driver == "pymysql":
+                    with pytest.raises(IsolationError, match="commits at DDL"):
+                        connection.execute(text("CREATE TABLE other (a INT)"))
+                connection.rollback()
+                connection.execute(text("CREATE TEMPORARY TABLE other (a INT)"))
+            assert names(manager, url) == [*BEFORE, "inside"]
+        assert names(manager, url) == BEFORE
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "pymysql", "mysqlclient", "file"])
+def test_engines_in_autocommit_are_refused(
+    manager_class: ManagerClass, driver: str, url: str | URL
+) -> None:
+    """An engine that commits by itself raises at its first use, and is as it was afterwards."""
+    with manager_class() as manager:
+        engine = manager.get_engine(url, isolation_level="AUTOCOMMIT")
+        with undone(manager), pytest.raises(IsolationError, match="in AUTOCOMMIT"):
+            engine.connect()
+        with engine.connect() as connection:
+            assert connection.scalar(text("SELECT 1")) == 1
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "pymysql", "mysqlclient"])
+def test_lost_connections_are_told(
+    manager_class: ManagerClass, driver: str, make_database: Callable[..., Database]
+) -> None:
+    """After the server has ended the connection all uses say so, and the end puts all back."""
+    database = make_database(driver)
+    with manager_class(metadata=ItemBase.metadata, pooling="always") as manager:
+        fill(manager, database.url)
+        with undone(manager):
+            with manager.session_factory(database.url) as session:
+                write(session, "lost")
+                kill_connection(session, database)
+                with pytest.raises(DBAPIError) as caught:
+                    session.scalar(text("SELECT 1"))
+                assert caught.value.connection_invalidated
+            with pytest.raises(IsolationError, match="was lost"):
+                names(manager, database.url)
+        assert names(manager, database.url) == BEFORE
+
+
+@pytest.mark.parametrize("driver", ["psycopg"])
+def test_a_server_that_is_away_at_the_end_is_no_error(
+    manager_class: ManagerClass, driver: str, make_database: Callable[..., Database]
+) -> None:
+    """The rollback of a connection that was lost unnoticed has happened already."""
+    database = make_database(driver)
+    with manager_class(metadata=ItemBase.metadata, pooling="always") as manager:
+        fill(manager, database.url)
+        with undone(manager), manager.session_factory(database.url) as session:
+            write(session, "committed")
+            session.commit()
+            kill_connection(session, database)
+        assert names(manager, database.url) == BEFORE
+
+
+@pytest.mark.parametrize("driver", ONE_OF_EACH)
+def test_overlapping_sessions_nest(filled: SessionManager, url: str | URL) -> None:
+    """A session that begins to write later, and ends first, is independent of the other."""
+    with isolated(filled):
+        with filled.session_factory(url) as outer:
+            write(outer, "outer")
+            add(filled, url, "kept")
+            with filled.session_factory(url) as inner:
+                write(inner, "undone")
+            outer.commit()
+        assert names(filled, url) == [*BEFORE, "kept", "outer"]
+
+
+@pytest.mark.parametrize("driver", ONE_OF_EACH)
+def test_what_overlaps_otherwise_is_told(filled: SessionManager, url: str | URL) -> None:
+    """Where one connection cannot do what two would have done, who asks for it is told."""
+    with isolated(filled), filled.session_factory(url) as one, filled.session_factory(url) as two:
+        write(one, "one")
+        write(two, "two")
+        one.rollback()
+        with pytest.raises(IsolationError, match="was undone by the rollback of another"):
+            two.execute(text("SELECT 1"))
+        two.rollback()
+
+        write(one, "one")
+        write(two, "two")
+        one.commit()
+        with pytest.raises(IsolationError, match="cannot be rolled back any more"):
+            two.rollback()
+
+        write(one, "first")
+        add(filled, url, "audit")
+        with pytest.raises(IsolationError, match="has also undone what another session"):
+            one.rollback()
+
+        write(one, "third")
+        write(two, "fourth")
+        one.commit()
+        two.commit()
+        assert names(filled, url) == [*BEFORE, "fourth", "one", "third", "two"]
+
+
+@pytest.mark.parametrize("driver", ONE_OF_EACH)
+def test_nested_savepoints_of_two_sessions(filled: SessionManager, url: str | URL) -> None:
+    """Savepoints of the same name, in sessions that overlap, are each session's own."""
+    with isolated(filled), filled.session_factory(url) as one, filled.session_factory(url) as two:
+        write(one, "one")
+        with one.begin_nested() as first:
+            write(one, "undone")
+            with two.begin_nested():
+                write(two, "two")
+            two.commit()
+            with pytest.raises(IsolationError, match="has also undone"):
+                first.rollback()
+        one.commit()
+        assert names(filled, url) == [*BEFORE, "one"]
+
+
+@pytest.mark.parametrize("driver", ["psycopg"])
+def test_a_failure_spares_what_is_committed_before_its_rollback(
+    filled: SessionManager, url: str | URL
+) -> None:
+    """An error that is written down by another session, before the first is rolled back, stays."""
+
+    def fail(session: Session) -> None:
+        write(session, "undone")
+        try:
+            session.execute(text("SELECT no_such"))
+        except DBAPIError:
+            add(filled, url, "audit")
+            raise
+
+    with isolated(filled):
+        with pytest.raises(DBAPIError):
+            filled.run(url, fail)
+        assert names(filled, url) == ["audit", *BEFORE]
+
+
+@pytest.mark.parametrize("driver", ["file"])
+def test_a_transaction_that_sqlite_ends_is_told(filled: SessionManager, url: str) -> None:
+    """After OR ROLLBACK nothing is written any more: it would be committed."""
+    with isolated(filled):
+        with filled.get_engine(url).connect() as connection:
+            again = text("INSERT OR ROLLBACK INTO item (name, count) VALUES ('before', 0)")
+            with pytest.raises(DBAPIError):
+                connection.execute(again)
+        with pytest.raises(IsolationError, match="has ended the transaction"):
+            names(filled, url)
+    assert names(filled, url) == BEFORE
+
+
+@pytest.mark.parametrize("driver", ["file"])
+def test_managers_may_be_closed_inside(filled: SessionManager, url: str) -> None:
+    """A manager that is closed, or lets an engine go, while isolated leaves nothing open."""
+    engine = filled.get_engine(url)
+    with isolated(filled):
+        add(filled, url, "inside")
+        filled.invalidate(url)
+        assert names(filled, url) == [*BEFORE, "inside"]
+        filled.close()
+    assert engine.pool.checkedin() == 0
+    with create_engine(url, poolclass=NullPool).connect() as connection:
+        assert connection.scalars(text("SELECT name FROM item")).all() == BEFORE
+
+
+@pytest.mark.parametrize("driver", ["file"])
+def test_other_programs_wait_for_the_end(filled: SessionManager, url: str) -> None:
+    """What is not isolated does not see what is done inside, and is as free as ever afterwards."""
+    with SessionManager(engine_options={"sqlite_busy_timeout": 0}) as other:
+        with isolated(filled):
+            add(filled, url, "inside")
+            assert names(other, url) == BEFORE
+            with pytest.raises(OperationalError, match="locked"):
+                add(other, url, "too early")
+        add(other, url, "outside")
+        assert names(filled, url) == [*BEFORE, "outside"]

@@ -1,0 +1,105 @@
+"""Isolation, forks and Celery: a child has a transaction of its own, an eager task the test's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from celery import Celery
+
+from sessionmgr import ResultStore, SessionManager
+from sessionmgr.isolation import isolated
+from tests.concurrency import in_child
+from tests.helpers import wait_until
+from tests.isolation_helpers import BEFORE, add, fill, names, undone
+from tests.items import ItemBase, connection_id, open_transactions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.async_facade import ManagerClass
+    from tests.servers import Database
+
+SERVERS = ["psycopg", "psycopg2", "pymysql", "mysqlclient"]
+
+
+@pytest.mark.parametrize("driver", SERVERS)
+def test_forked_children_leave_nothing(
+    manager_class: ManagerClass, driver: str, make_database: Callable[..., Database]
+) -> None:
+    """What a child commits is undone when it ends, on its own connection; the parent goes on."""
+    database = make_database(driver)
+    with manager_class(metadata=ItemBase.metadata, pooling="always") as manager:
+        fill(manager, database.url)
+        held = manager.get_engine(database.url)
+
+        def work() -> list[list[str]]:
+            add(manager, database.url, "of the child")
+            inside = [names(manager, database.url)]
+            if manager_class is SessionManager:  # an asynchronous one is the parent's loop's
+                with held.begin() as connection:
+                    assert connection_id(connection) != parent
+                    connection.exec_driver_sql("DELETE FROM item WHERE name = 'before'")
+                with held.connect() as connection:
+                    left = connection.exec_driver_sql("SELECT name FROM item").scalars()
+                    inside.append(list(left))
+            return inside
+
+        with undone(manager):
+            add(manager, database.url, "of the parent")
+            with manager.session_factory(database.url) as session:
+                parent = connection_id(session)
+            child = in_child(work)
+            assert child[0] == [*BEFORE, "of the child"]
+            assert child[1:] in ([], [[]])
+            assert names(manager, database.url) == [*BEFORE, "of the parent"]
+            wait_until(lambda: open_transactions(database) == {parent})
+        assert names(manager, database.url) == BEFORE
+
+
+def test_a_child_that_is_done_with_its_isolation(make_database: Callable[..., Database]) -> None:
+    """A child that leaves the block ends its own transaction, and nothing of its parent's."""
+    database = make_database("psycopg")
+    with SessionManager(metadata=ItemBase.metadata, pooling="always") as manager:
+        fill(manager, database.url)
+        isolation = isolated(manager)
+        isolation.begin()
+        add(manager, database.url, "of the parent")
+
+        def work() -> list[str]:
+            add(manager, database.url, "of the child")
+            isolation.end()
+            return names(manager, database.url)
+
+        assert in_child(work) == BEFORE
+        assert names(manager, database.url) == [*BEFORE, "of the parent"]
+        isolation.end()
+        assert names(manager, database.url) == BEFORE
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "pymysql"])
+def test_eager_tasks_are_undone(driver: str, make_database: Callable[..., Database]) -> None:
+    """A Celery task that is called at once, and its result in the same database, are undone."""
+    url = make_database(driver).url
+    app = Celery("isolated", set_as_current=False)
+    app.conf.update(task_always_eager=True, task_store_eager_result=False)
+    with SessionManager(metadata=ItemBase.metadata, pooling="always") as manager:
+        store = ResultStore(url, manager=manager)
+
+        @app.task
+        def work(name: str) -> str:
+            add(manager, url, name)
+            store.store("id", "SUCCESS", name.encode())
+            return name
+
+        fill(manager, url)
+        store.get("nothing")  # which makes its tables
+        with isolated(manager):
+            assert work.delay("of the task").get() == "of the task"
+            assert names(manager, url) == [*BEFORE, "of the task"]
+            found = store.get("id")
+            assert found is not None
+            assert found.result == b"of the task"
+        assert names(manager, url) == BEFORE
+        assert store.get("id") is None
+    app.close()
