@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import weakref
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import forking
@@ -17,7 +17,7 @@ from .isolation_statements import Kind, kind_of
 from .sqlite import autocommit, raw_connection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     from sqlalchemy import Engine
@@ -53,6 +53,7 @@ class IsolatedDatabase:
         self._monitor: PoolMonitor | None = None
         self._lost: str | None = None
         self._is_dead = False
+        self._commits_itself = False
         self._abandoned: list[Work] = []
         self._proxies: weakref.WeakSet[PoolProxiedConnection] = weakref.WeakSet()
         self._turns = TaskLock() if self._is_async else forking.ProcessLock()()
@@ -73,7 +74,6 @@ class IsolatedDatabase:
         """Take the connection of which all is rolled back in the end, for an engine's first use.
 
         :param pool: the engine's own.
-        :raises IsolationError: when the engine's connections commit by themselves.
         """
         with self.turn():
             if self._outer is not None:
@@ -94,11 +94,11 @@ class IsolatedDatabase:
     def _begin(self, engine: Engine, outer: PoolProxiedConnection) -> None:
         connection = outer.dbapi_connection
         assert connection is not None
-        if _commits_itself(connection, outer.driver_connection, engine.dialect.name):
-            self._refuse_autocommit()
-        if engine.dialect.name == "postgresql":  # with the first statement
-            return
-        raw = raw_connection(outer.driver_connection)
+        driver = outer.driver_connection
+        self._commits_itself = _commits_itself(connection, driver, engine.dialect.name)
+        if engine.dialect.name == "postgresql" and not self._commits_itself:
+            return  # with the first statement
+        raw = raw_connection(driver)
         if not getattr(raw, "in_transaction", False):
             _send(connection, "BEGIN")
 
@@ -153,17 +153,36 @@ class IsolatedDatabase:
 
     # -- what is done on it
 
-    def execute(self, work: Work, statement: str, send: Callable[[], None]) -> None:
+    def execute(
+        self, work: Work, statement: str, send: Callable[[], None], level: str | None
+    ) -> None:
         """Run a statement of one of those who share the connection.
 
         :param send: sends it.
+        :param level: the isolation level that it asked for; ``None`` for the engine's.
         :raises IsolationError: when it would commit for good.
         """
         kind, label = kind_of(statement, self._dialect.name)
         with self.turn():
             self._undo_abandoned()
             if not self._control(work, kind, label):
-                self._execute(work, kind, send)
+                with self._statement(work, level):
+                    self._execute(work, kind, send)
+
+    @contextmanager
+    def _statement(self, work: Work, level: str | None) -> Iterator[None]:
+        """End the transaction with the statement, in AUTOCOMMIT."""
+        alone = self._commits_itself if level is None else level.upper() == "AUTOCOMMIT"
+        if not alone or work.explicit:
+            yield
+            return
+        try:
+            yield
+        except self._dialect.loaded_dbapi.Error:
+            if self._is_open():
+                self._savepoints.roll_back(work)
+            raise
+        self._savepoints.commit(work)
 
     def _execute(self, work: Work, kind: Kind, send: Callable[[], None]) -> None:
         if work.failed:
@@ -210,8 +229,10 @@ class IsolatedDatabase:
                 " nothing could be undone any more. Create tables and change the schema before"
                 " the isolation begins"
             )
+        elif kind is Kind.BEGIN:
+            work.explicit = True
         else:
-            return kind in (Kind.BEGIN, Kind.LEVEL)
+            return kind is Kind.LEVEL
         return True
 
     def commit(self, work: Work) -> None:
@@ -260,20 +281,6 @@ class IsolatedDatabase:
             " cannot be undone with the others. Test it without isolation"
         )
 
-    def _refuse_autocommit(self) -> NoReturn:
-        raise IsolationError(
-            f"database {self.name}: in AUTOCOMMIT each statement commits for good, and nothing can"
-            " be undone. Test it without isolation, or without that isolation level"
-        )
-
-    def refuse_level(self, level: str) -> None:
-        """Raise for AUTOCOMMIT; another isolation level has no effect, for all is one transaction.
-
-        :raises IsolationError: when the level is AUTOCOMMIT.
-        """
-        if level.replace("_", " ").upper() == "AUTOCOMMIT":
-            self._refuse_autocommit()
-
     # -- the end
 
     def end(self) -> None:
@@ -285,6 +292,8 @@ class IsolatedDatabase:
             outer.invalidate()
             return
         try:
+            if self._commits_itself:  # some drivers send none then
+                _send(outer, "ROLLBACK")
             outer.rollback()
         except Exception as error:  # noqa: BLE001 - lost, and with it what was to be rolled back
             outer.invalidate(error)
@@ -327,7 +336,7 @@ def _do_nothing() -> None:
     pass
 
 
-def _send(connection: DBAPIConnection, statement: str) -> None:
+def _send(connection: DBAPIConnection | PoolProxiedConnection, statement: str) -> None:
     cursor = connection.cursor()
     try:
         cursor.execute(statement)

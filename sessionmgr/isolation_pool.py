@@ -173,17 +173,16 @@ class _Isolating(DefaultDialect):
         isolated = None
         if context is not None:
             isolated = record_info(context.root_connection.connection).get(_KEY)
-        if isolated is None:  # a connection of the engine's own pool
+        if context is None or isolated is None:  # a connection of the engine's own pool
             send()
         else:
             database, work = isolated
-            database.execute(work, statement, send)
+            level = context.root_connection.get_execution_options().get("isolation_level")
+            database.execute(work, statement, send, level)
 
     def set_isolation_level(self, dbapi_connection: DBAPIConnection, level: Any) -> None:
-        database = self.isolated
-        if database is not None and database.owns(dbapi_connection):
-            database.refuse_level(level)
-        else:
+        # All is one transaction. In AUTOCOMMIT each statement is one of its own in there.
+        if self.isolated is None or not self.isolated.owns(dbapi_connection):
             super().set_isolation_level(dbapi_connection, level)
 
     def do_begin_twophase(self, connection: Any, xid: Any) -> None:

@@ -16,13 +16,15 @@ __all__ = ("Savepoints", "Work")
 class Work:
     """What one checked out connection has done since it last committed or rolled back."""
 
-    __slots__ = ("failed", "lost", "merged", "undid")
+    __slots__ = ("explicit", "failed", "lost", "merged", "undid")
 
     def __init__(self) -> None:
         self.begin()
 
     def begin(self) -> None:
         """Begin anew, as after a commit or rollback."""
+        #: whether it was begun by a statement, and ends by one, also in AUTOCOMMIT
+        self.explicit = False
         #: whether a statement failed, on a database that takes none then but a rollback
         self.failed = False
         #: whether another's rollback has undone it

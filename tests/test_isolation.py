@@ -227,6 +227,29 @@ def test_work_is_tried_again(manager_class: ManagerClass, driver: str, url: str 
         assert names(manager, url) == BEFORE
 
 
+@pytest.mark.parametrize("of_engine", [True, False], ids=["engine", "connection"])
+@pytest.mark.parametrize("driver", [*DRIVERS, "file"])
+def test_autocommit_commits_each_statement(
+    manager_class: ManagerClass, driver: str, url: str | URL, of_engine: bool
+) -> None:
+    """In AUTOCOMMIT a rollback undoes nothing, a BEGIN of one's own does; the end undoes all."""
+    options = {"isolation_level": "AUTOCOMMIT"} if of_engine else {}
+    with make_manager(manager_class, engine_options=options) as manager:
+        fill(manager, url)
+        with undone(manager), manager.get_engine(url).connect() as plain:
+            connection = plain.execution_options(isolation_level="AUTOCOMMIT")
+            connection.execute(insert(Item).values(name="kept", count=0))
+            with pytest.raises(IntegrityError):
+                connection.execute(insert(Item).values(name="kept", count=0))
+            connection.execute(insert(Item).values(name="kept, too", count=0))
+            connection.rollback()
+            connection.exec_driver_sql("BEGIN")
+            connection.execute(insert(Item).values(name="undone", count=0))
+            connection.exec_driver_sql("ROLLBACK")
+            assert names(manager, url) == [*BEFORE, "kept", "kept, too"]
+        assert names(manager, url) == BEFORE
+
+
 @pytest.mark.parametrize("driver", ["psycopg", "pymysql"])
 def test_nothing_is_left_on_the_server(
     manager_class: ManagerClass, driver: str, make_database: Callable[..., Database]

@@ -84,7 +84,7 @@ def test_eager_tasks_are_undone(driver: str, make_database: Callable[..., Databa
     app = Celery("isolated", set_as_current=False)
     app.conf.update(task_always_eager=True, task_store_eager_result=False)
     with SessionManager(metadata=ItemBase.metadata, pooling="always") as manager:
-        store = ResultStore(url, manager=manager)
+        store = ResultStore(url)  # whose connections commit by themselves
 
         @app.task
         def work(name: str) -> str:
@@ -94,7 +94,7 @@ def test_eager_tasks_are_undone(driver: str, make_database: Callable[..., Databa
 
         fill(manager, url)
         store.get("nothing")  # which makes its tables
-        with isolated(manager):
+        with isolated(manager, store.manager):
             assert work.delay("of the task").get() == "of the task"
             assert names(manager, url) == [*BEFORE, "of the task"]
             found = store.get("id")
@@ -102,4 +102,5 @@ def test_eager_tasks_are_undone(driver: str, make_database: Callable[..., Databa
             assert found.result == b"of the task"
         assert names(manager, url) == BEFORE
         assert store.get("id") is None
+        store.close()
     app.close()
