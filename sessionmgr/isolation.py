@@ -79,10 +79,10 @@ class Isolation:
             undo.pop_all()
 
     def end(self) -> None:
-        """Undo everything, from where no event loop of the managers' is running.
+        """Undo everything.
 
         A connection that belongs to an event loop is rolled back in there, and closed where that
-        loop is closed.
+        loop is closed, or runs in this very thread.
         """
         with ExitStack() as each:
             while self._isolations:
@@ -90,8 +90,7 @@ class Isolation:
 
     async def end_in_loop(self) -> None:
         """Undo everything, from a coroutine."""
-        while self._isolations:
-            await greenlet_spawn(self._isolations.pop().end)
+        await greenlet_spawn(self.end)
 
     def __enter__(self) -> Self:
         if _running_loop() is not None and any(manager._in_loops for manager in self._managers):
@@ -232,6 +231,8 @@ class ManagerIsolation:
 
 
 def _end(database: IsolatedDatabase) -> None:
+    if database.home is not forking.process:  # the parent's, who ends it
+        return
     loop = database.loop
     here = loop is not None and loop is _running_loop()
     if loop is None or (here and in_greenlet()):

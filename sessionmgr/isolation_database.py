@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ("IsolatedDatabase",)
 
+_KNOWN = ("postgresql", "mysql", "mariadb", "sqlite")
+
 
 class IsolatedDatabase:
     """A database in one transaction, for one or more engines of one thread group or event loop."""
@@ -74,7 +76,13 @@ class IsolatedDatabase:
         """Take the connection of which all is rolled back in the end, for an engine's first use.
 
         :param pool: the engine's own.
+        :raises IsolationError: when nothing is known of the savepoints of its kind of database.
         """
+        if engine.dialect.name not in _KNOWN:
+            raise IsolationError(
+                f"database {self.name}: isolation takes the savepoints of PostgreSQL, MySQL,"
+                f" MariaDB or SQLite, and knows none of {engine.dialect.name}"
+            )
         with self.turn():
             if self._outer is not None:
                 pool.connect().close()  # which initialises the dialect

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,7 +14,7 @@ from sqlalchemy.pool import NullPool
 from sessionmgr import AsyncSessionManager, IsolationError, SessionManager
 from sessionmgr.isolation import isolated
 from tests.isolation_helpers import BEFORE, add, fill, make_url, names, undone, write
-from tests.items import Item, ItemBase, kill_connection
+from tests.items import Item, ItemBase, item_names, kill_connection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -264,3 +265,57 @@ def test_other_programs_wait_for_the_end(filled: SessionManager, url: str) -> No
                 add(other, url, "too early")
         add(other, url, "outside")
         assert names(filled, url) == [*BEFORE, "outside"]
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "asyncmy", "file"])
+def test_a_loop_of_another_thread_rolls_back(
+    driver: str, make_database: Callable[..., Database], tmp_path: Path
+) -> None:
+    """As with a server in a thread of the test's: its loop undoes what was done in it."""
+    url = make_url(driver, make_database, tmp_path, "sqlite+aiosqlite")
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    def wait(coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(30)
+
+    async def write_item(manager: AsyncSessionManager, name: str) -> list[str]:
+        async with manager.begin(url) as session:
+            session.add(Item(name=name))
+        async with await manager.session_factory(url) as session:
+            return await session.run_sync(item_names)
+
+    try:
+        manager = AsyncSessionManager(metadata=ItemBase.metadata, pooling="always")
+        assert wait(write_item(manager, "before")) == BEFORE
+        with isolated(manager):
+            assert wait(write_item(manager, "inside")) == [*BEFORE, "inside"]
+        assert wait(write_item(manager, "outside")) == [*BEFORE, "outside"]
+        wait(manager.close())
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg-async", "asyncmy"])
+def test_cancelled_statements_are_told(driver: str, make_database: Callable[..., Database]) -> None:
+    """A cancelled statement ends the isolation's connection; the end puts all back."""
+    database = make_database(driver)
+    sleep = "SELECT pg_sleep(30)" if database.is_postgresql else "SELECT sleep(30)"
+
+    async def work() -> None:
+        async with AsyncSessionManager(metadata=ItemBase.metadata, pooling="always") as manager:
+            async with isolated(manager):
+                with pytest.raises(asyncio.TimeoutError):
+                    async with manager.begin(database.url) as session:
+                        await asyncio.wait_for(session.execute(text(sleep)), 0.1)
+                with pytest.raises(IsolationError, match=r"was lost \(CancelledError\)"):
+                    async with manager.begin(database.url) as session:
+                        await session.execute(text("SELECT 1"))
+            async with manager.begin(database.url) as session:
+                assert await session.run_sync(item_names) == []
+
+    asyncio.run(work())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from celery import Celery
 
-from sessionmgr import ResultStore, SessionManager
+from sessionmgr import ForkedSQLiteError, ResultStore, SessionManager
 from sessionmgr.isolation import isolated
 from tests.concurrency import in_child
 from tests.helpers import wait_until
@@ -16,6 +16,7 @@ from tests.items import ItemBase, connection_id, open_transactions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from tests.async_facade import ManagerClass
     from tests.servers import Database
@@ -75,6 +76,24 @@ def test_a_child_that_is_done_with_its_isolation(make_database: Callable[..., Da
         assert names(manager, database.url) == [*BEFORE, "of the parent"]
         isolation.end()
         assert names(manager, database.url) == BEFORE
+
+
+def test_children_are_kept_from_an_isolated_file(tmp_path: Path) -> None:
+    """The child is told that the file is its parent's, who goes on."""
+    url = f"sqlite:///{tmp_path}/file.db"
+    with SessionManager(metadata=ItemBase.metadata, pooling="always") as manager:
+        fill(manager, url)
+
+        def work() -> bool:
+            with pytest.raises(ForkedSQLiteError):
+                add(manager, url, "of the child")
+            return True
+
+        with isolated(manager):
+            add(manager, url, "of the parent")
+            assert in_child(work)
+            assert names(manager, url) == [*BEFORE, "of the parent"]
+        assert names(manager, url) == BEFORE
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "pymysql"])

@@ -32,6 +32,7 @@ from sessionmgr import (
     DatabaseURLError,
     EngineOptionsError,
     ForkedSQLiteError,
+    IsolationError,
     ManagerClosedError,
     ManagerPickleError,
     ManagerStats,
@@ -50,6 +51,8 @@ from sessionmgr.ext.billiard import initializer, on_process_exit
 from sessionmgr.ext.fastapi import AsyncSessions, Sessions, health_router
 from sessionmgr.keyset import KeysetPage, paginate_keyset
 from sessionmgr.pagination import AsyncPagination, Pagination
+from sessionmgr.isolation import Isolation
+from sessionmgr.testing import isolated
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -246,12 +249,28 @@ async def application() -> None:
         assert_type(entered, ApplicationDatabase)
 
 
+# -- tests
+
+
+def undone(manager: SessionManager) -> None:
+    """Isolate in a block."""
+    with isolated(manager) as isolation:
+        assert_type(isolation, Isolation)
+
+
+async def undone_async(manager: AsyncSessionManager, other: SessionManager) -> None:
+    """Isolate managers of both kinds in a coroutine."""
+    async with isolated(manager, other) as isolation:
+        assert_type(isolation, Isolation)
+
+
 # -- errors, models, billiard
 
 errors: list[type[SessionManagerError]] = [
     DatabaseURLError,
     EngineOptionsError,
     ForkedSQLiteError,
+    IsolationError,
     ManagerClosedError,
     ManagerPickleError,
     NoSuchBindError,
