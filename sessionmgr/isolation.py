@@ -144,9 +144,13 @@ class ManagerIsolation:
             self._check_unused()
             self._prepared = set(manager._prepared)
             manager._isolation = self
-        for registry in manager._registries():
-            for entry in registry.entries():
-                self.add(registry, entry)
+        try:
+            for registry in manager._registries():
+                for entry in registry.entries():
+                    self.add(registry, entry)
+        except BaseException:
+            self.restore()
+            raise
 
     def _check_unused(self) -> None:
         for entry in self._manager._entries():

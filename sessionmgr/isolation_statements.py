@@ -53,9 +53,9 @@ def _pattern(text: str) -> re.Pattern[str]:
 # In this order: the first that fits says it.
 _CONTROLS = (
     (Kind.TWO_PHASE, _pattern(r"(?:XA\b|PREPARE\s+TRANSACTION|(?:COMMIT|ROLLBACK)\s+PREPARED)")),
-    (Kind.ROLLBACK_TO, _pattern(rf"ROLLBACK{_WORDS}\s+TO(?:\s+SAVEPOINT)?\s+([^\s;]+)")),
-    (Kind.RELEASE, _pattern(r"RELEASE(?:\s+SAVEPOINT)?\s+([^\s;]+)")),
-    (Kind.SAVEPOINT, _pattern(r"SAVEPOINT\s+([^\s;]+)")),
+    (Kind.ROLLBACK_TO, _pattern(rf"ROLLBACK{_WORDS}\s+TO(?:\s+SAVEPOINT)?\s+(.+?)[\s;]*$")),
+    (Kind.RELEASE, _pattern(r"RELEASE(?:\s+SAVEPOINT)?\s+(.+?)[\s;]*$")),
+    (Kind.SAVEPOINT, _pattern(r"SAVEPOINT\s+(.+?)[\s;]*$")),
     (Kind.BEGIN, _pattern(r"(?:BEGIN\b|START\s+TRANSACTION)")),
     (Kind.COMMIT, _pattern(r"(?:COMMIT|END)\b")),
     (Kind.ROLLBACK, _pattern(r"(?:ROLLBACK|ABORT)\b")),
