@@ -135,12 +135,14 @@ class IsolatedDatabase:
         replaced.rollback = functools.partial(self.roll_back, work)
         replaced.detach = _do_nothing  # it is nobody's alone
         if self._dialect.driver == "mysqldb":
-            replaced.cursor = functools.partial(self._cursor, self.connection())
+            replaced.cursor = functools.partial(self._cursor, weakref.ref(replaced))
         self._proxies.add(proxy)
 
-    def _cursor(self, connection: DBAPIConnection, *args: Any) -> DBAPICursor:
+    def _cursor(self, proxy: weakref.ref[Any], *args: Any) -> DBAPICursor:
         """Make a cursor of mysqlclient's: to close one takes the connection, which others use."""
-        cursor: Any = connection.cursor(*args)
+        holder = proxy()
+        assert holder is not None
+        cursor: Any = holder.dbapi_connection.cursor(*args)
 
         def close() -> None:
             del cursor.close
@@ -162,14 +164,22 @@ class IsolatedDatabase:
     # -- what is done on it
 
     def execute(
-        self, work: Work, statement: str, send: Callable[[], None], level: str | None
+        self,
+        proxy: PoolProxiedConnection,
+        work: Work,
+        statement: str,
+        send: Callable[[], None],
+        level: str | None,
     ) -> None:
         """Run a statement of one of those who share the connection.
 
         :param send: sends it.
         :param level: the isolation level that it asked for; ``None`` for the engine's.
-        :raises IsolationError: when it would commit for good.
+        :raises IsolationError: when it would commit for good, or the connection is not the one
+            that is shared here, but a parent process's.
         """
+        if proxy.dbapi_connection is not self.connection():
+            raise _ended(self.name)
         kind, label = kind_of(statement, self._dialect.name)
         with self.turn():
             self._undo_abandoned()
@@ -334,10 +344,14 @@ class _EndedConnection:
         self._name = name
 
     def __getattr__(self, name: str) -> NoReturn:
-        raise IsolationError(
-            f"database {self._name}: this connection was checked out under an isolation that has"
-            " ended; close its session, and open another"
-        )
+        raise _ended(self._name)
+
+
+def _ended(database: str) -> IsolationError:
+    return IsolationError(
+        f"database {database}: this connection was checked out under an isolation that has ended,"
+        " or is the parent process's; close its session, and open another"
+    )
 
 
 def _do_nothing() -> None:

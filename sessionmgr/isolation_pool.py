@@ -170,15 +170,14 @@ class _Isolating(DefaultDialect):
     def _run(
         self, statement: str, context: ExecutionContext | None, send: Callable[[], None]
     ) -> None:
-        isolated = None
-        if context is not None:
-            isolated = record_info(context.root_connection.connection).get(_KEY)
-        if context is None or isolated is None:  # a connection of the engine's own pool
+        connection = None if context is None else context.root_connection
+        isolated = None if connection is None else record_info(connection.connection).get(_KEY)
+        if connection is None or isolated is None:  # it is of the engine's own pool
             send()
         else:
             database, work = isolated
-            level = context.root_connection.get_execution_options().get("isolation_level")
-            database.execute(work, statement, send, level)
+            level = connection.get_execution_options().get("isolation_level")
+            database.execute(connection.connection, work, statement, send, level)
 
     def set_isolation_level(self, dbapi_connection: DBAPIConnection, level: Any) -> None:
         # All is one transaction. In AUTOCOMMIT each statement is one of its own in there.

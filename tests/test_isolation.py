@@ -303,7 +303,7 @@ def test_collected_sessions_are_rolled_back(driver: str, url: str | URL) -> None
             assert names(manager, url) == BEFORE
 
 
-@pytest.mark.parametrize("driver", ["psycopg"])
+@pytest.mark.parametrize("driver", ["psycopg", "mysqlclient", "file"])
 def test_sessions_left_open_end_with_the_isolation(driver: str, url: str | URL) -> None:
     """A session that outlives its isolation does nothing to what comes after it."""
     with make_manager(SessionManager) as manager:

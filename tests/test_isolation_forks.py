@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 from celery import Celery
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
-from sessionmgr import ForkedSQLiteError, ResultStore, SessionManager
+from sessionmgr import ForkedSQLiteError, IsolationError, ResultStore, SessionManager
 from sessionmgr.isolation import isolated
 from tests.concurrency import in_child
 from tests.helpers import wait_until
-from tests.isolation_helpers import BEFORE, add, fill, names, undone
-from tests.items import ItemBase, connection_id, open_transactions
+from tests.isolation_helpers import BEFORE, add, fill, names, undone, write
+from tests.items import ItemBase, connection_id, item_names, open_transactions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,6 +78,35 @@ def test_a_child_that_is_done_with_its_isolation(make_database: Callable[..., Da
         assert names(manager, database.url) == [*BEFORE, "of the parent"]
         isolation.end()
         assert names(manager, database.url) == BEFORE
+
+
+@pytest.mark.parametrize("driver", SERVERS)
+@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+def test_inherited_sessions_are_the_parents(
+    driver: str, first: bool, make_database: Callable[..., Database]
+) -> None:
+    """A session held across the fork says so in the child, and harms neither of them."""
+    url = make_database(driver).url
+    with SessionManager(metadata=ItemBase.metadata, pooling="always") as manager:
+        fill(manager, url)
+        with isolated(manager), manager.session_factory(url) as session:
+            write(session, "of the parent")
+
+            def work() -> list[str]:
+                if not first:
+                    add(manager, url, "of the child")
+                with pytest.raises((IsolationError, DBAPIError)):
+                    session.execute(text("DELETE FROM item"))
+                session.close()
+                with manager.get_engine(url).connect() as connection:
+                    connection.exec_driver_sql("SELECT 1")
+                return names(manager, url)
+
+            child = in_child(work)
+            assert child == (BEFORE if first else [*BEFORE, "of the child"])
+            session.commit()
+            assert item_names(session) == [*BEFORE, "of the parent"]
+        assert names(manager, url) == BEFORE
 
 
 def test_children_are_kept_from_an_isolated_file(tmp_path: Path) -> None:
