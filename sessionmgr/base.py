@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Engine, MetaData
 
     from .binds import BindValue, Resolver
-
     from .isolation import ManagerIsolation
 
 __all__ = ("BaseManager", "Pooling")

@@ -49,9 +49,9 @@ from sessionmgr import (
 )
 from sessionmgr.ext.billiard import initializer, on_process_exit
 from sessionmgr.ext.fastapi import AsyncSessions, Sessions, health_router
+from sessionmgr.isolation import Isolation
 from sessionmgr.keyset import KeysetPage, paginate_keyset
 from sessionmgr.pagination import AsyncPagination, Pagination
-from sessionmgr.isolation import Isolation
 from sessionmgr.testing import isolated
 
 if TYPE_CHECKING:
