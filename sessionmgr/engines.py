@@ -198,9 +198,10 @@ def _hand_over(
 ) -> PoolMonitor:
     """Watch a new engine, and give it to the callbacks."""
     monitor = PoolMonitor(engine, key.describe(), options.ping_if_idle)
-    sqlalchemy.event.listen(engine, "handle_error", _give_up_if_interrupted)
     if options.sqlite is not None:
         attach(engine, options.sqlite)
+    else:
+        sqlalchemy.event.listen(engine, "handle_error", _give_up_if_interrupted)
     try:
         for callback in callbacks:
             callback(engine)
@@ -216,7 +217,8 @@ def _give_up_if_interrupted(context: ExceptionContext) -> None:
 
     Celery's soft time limit, for one, is an Exception that a signal's handler raises there. The
     server's answer would be taken for that to the next statement, or the driver would take no
-    statement any more. SQLAlchemy sees to interrupts that are no Exception.
+    statement any more. SQLAlchemy sees to interrupts that are no Exception. SQLite has no server,
+    and one in memory would be lost by an argument that the driver does not take.
     """
     if context.is_disconnect or isinstance(context.original_exception, IsolationError):
         return

@@ -92,9 +92,9 @@ def find_table(clause: Any) -> Table | None:
         return find_table(clause.table)
     if isinstance(clause, Select):
         # what takes a tenth of the time of a walk through the statement
-        for source in clause.columns_clause_froms:
-            if isinstance(source, Table):
-                return source
+        source = getattr(next(iter(clause.inner_columns), None), "table", None)
+        if isinstance(source, Table):
+            return source
     elements = visitors.iterate(clause)
     return next((element for element in elements if isinstance(element, Table)), None)
 

@@ -34,6 +34,8 @@ class _ProcessRegistry:
         return self._registry
 
     def __call__(self) -> Any:
+        if self._process is forking.process:
+            return self._registry()
         return self._current()()
 
     def has(self) -> bool:

@@ -146,6 +146,16 @@ def test_memory_database_outlives_the_eviction_of_others(
         assert names(manager, f"{sqlite}://") == ["kept"]
 
 
+def test_refused_argument_leaves_the_rows(manager_class: ManagerClass, sqlite: str) -> None:
+    """An argument that the driver does not take, for it has more than 64 bits, loses nothing."""
+    url = f"{sqlite}://"
+    with manager_class(metadata=ItemBase.metadata) as manager:
+        add(manager, url, "kept")
+        with manager.session_factory(url) as session, pytest.raises(OverflowError):
+            session.get(Item, 10**30)
+        assert names(manager, url) == ["kept"]
+
+
 @in_each_spelling
 def test_is_memory_knows_every_spelling(url: str | URL) -> None:
     """Each spelling of a database in memory is known as one."""
