@@ -18,6 +18,8 @@
         TemplateError                                  its first content cannot be copied
         MissingExtraError      (ImportError)           a package of an extra is not installed
         DatabasesNotReadyError                         an application cannot start with them
+        FlaskSetupError        (RuntimeError)          a Flask application is not set up for it
+        FlaskModelError        (ValueError)            what models are to derive from cannot be
         PaginationError        (ArgumentError)         a select cannot be shown in pages
         PageNotFoundError      (LookupError)           there is no such page
         ResultStoreError                               a result store cannot do what it was asked
@@ -46,6 +48,8 @@ __all__ = (
     "DatabasesNotReadyError",
     "EngineOptionsError",
     "EventLoopError",
+    "FlaskModelError",
+    "FlaskSetupError",
     "ForkedSQLiteError",
     "IsolationError",
     "ManagerClosedError",
@@ -134,6 +138,14 @@ class PaginationError(SessionManagerError, ArgumentError):
 
 class PageNotFoundError(SessionManagerError, LookupError):
     """There is no such page: its number, its size or its cursor is out of range, or nonsense."""
+
+
+class FlaskSetupError(SessionManagerError, RuntimeError):
+    """A Flask application has no databases, or was not given to the extension, or was twice."""
+
+
+class FlaskModelError(SessionManagerError, ValueError):
+    """What the models of a Flask application are to derive from is no base for them."""
 
 
 class ResultStoreError(SessionManagerError):
