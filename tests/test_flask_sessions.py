@@ -1,0 +1,383 @@
+"""Flask: the life of sessions, in contexts, in tasks, after forks, and in several applications."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import sqlalchemy as sa
+from celery import Celery, Task
+from sqlalchemy.exc import UnboundExecutionError
+from sqlalchemy.orm import Session as PlainSession
+from sqlalchemy.orm.exc import DetachedInstanceError
+from sqlalchemy.pool import NullPool
+
+from sessionmgr import EngineOptionsError, FlaskSetupError, NoSuchBindError
+from sessionmgr.ext.flask import Session, SQLAlchemy
+from tests.concurrency import in_child, in_children, in_threads
+from tests.flask_apps import make_app, make_user
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from flask import Flask
+
+    from tests.servers import Database
+
+
+def names(db: SQLAlchemy, user: Any) -> list[str]:
+    """Read the user names in a context of its own."""
+    return sorted(db.session.scalars(sa.select(user.username)))
+
+
+# -- contexts
+
+
+def test_uncommitted_work_is_rolled_back_with_its_context(tmp_path: Path) -> None:
+    """What a request has not committed is gone after it, also where it raised."""
+    app = make_app(tmp_path, "sqlite:///app.db")
+    db = SQLAlchemy(app)
+    user = make_user(db)
+
+    @app.post("/<name>/<outcome>")
+    def add(name: str, outcome: str) -> str:
+        db.session.add(user(username=name))
+        db.session.flush()
+        if outcome == "error":
+            raise ValueError(name)
+        if outcome == "commit":
+            db.session.commit()
+        return name
+
+    with app.app_context():
+        db.create_all()
+    client = app.test_client()
+    for name in ("error", "forgotten", "commit"):
+        client.post(f"/{name}/{name}")
+    with app.app_context():
+        assert names(db, user) == ["commit"]
+    assert app.extensions["sessionmgr"].manager.stats().databases[0].checked_out == 0
+
+
+def test_requests_have_sessions_of_their_own(tmp_path: Path) -> None:
+    """Requests in threads at the same time do not share a session."""
+    app = make_app(tmp_path)
+    db = SQLAlchemy(app)
+
+    def request() -> Session:
+        with app.test_request_context():
+            return db.session()
+
+    assert len(set(in_threads([request] * 4))) == 4
+
+
+def test_session_outside_a_context_is_an_error(tmp_path: Path) -> None:
+    """Without a context there is neither session nor engine; Flask says what to do."""
+    db = SQLAlchemy(make_app(tmp_path))
+    for use in (
+        lambda: db.session.execute(sa.text("SELECT 1")),
+        lambda: db.engine,
+        lambda: db.engines,
+        db.create_all,
+    ):
+        with pytest.raises(RuntimeError, match=r"app\.app_context\(\)"):
+            use()
+
+
+def test_application_that_was_never_initialised(tmp_path: Path) -> None:
+    """The error names the application, and says to call ``init_app``."""
+    db = SQLAlchemy()
+    with (
+        make_app(tmp_path).app_context(),
+        pytest.raises(FlaskSetupError, match=r"'tests\.flask_apps'.*init_app\(app\)"),
+    ):
+        db.session.execute(sa.text("SELECT 1"))
+
+
+def test_application_of_another_extension(tmp_path: Path) -> None:
+    """An application belongs to one extension: a second one is told at once, and when used."""
+    app = make_app(tmp_path)
+    SQLAlchemy(app)
+    with pytest.raises(FlaskSetupError, match="before"):
+        SQLAlchemy(app)
+    with app.app_context(), pytest.raises(FlaskSetupError, match=r"no second SQLAlchemy\(\)"):
+        _ = SQLAlchemy().engine
+
+
+def test_engines_without_a_context(tmp_path: Path) -> None:
+    """Given the application, its engines and their manager need no context."""
+    app = make_app(tmp_path)
+    db = SQLAlchemy(app)
+    engines = app.extensions["sessionmgr"]
+    with app.app_context():
+        assert engines[None] is db.engine is db.engines.manager.get_engine("default")
+    with engines.manager.session() as session:
+        assert session.scalar(sa.text("SELECT 1")) == 1
+
+
+def test_applications_do_not_meet(tmp_path: Path) -> None:
+    """One extension serves several applications, each with its databases, also when nested."""
+    db = SQLAlchemy()
+    user = make_user(db)
+    apps = [make_app(tmp_path / name, "sqlite:///app.db") for name in ("one", "two")]
+    for app in apps:
+        db.init_app(app)
+        with app.app_context():
+            db.create_all()
+    with apps[0].app_context():
+        db.session.add(user(username="one"))
+        with apps[1].app_context():
+            db.session.add(user(username="two"))
+            db.session.commit()
+            assert names(db, user) == ["two"]
+        db.session.commit()
+        assert names(db, user) == ["one"]
+    engines = [app.extensions["sessionmgr"][None] for app in apps]
+    assert engines[0] is not engines[1]
+
+
+def test_session_keeps_its_application(tmp_path: Path) -> None:
+    """Objects that are loaded later come from the database of the session they belong to."""
+    db = SQLAlchemy()
+    user = make_user(db)
+    apps = [make_app(tmp_path / name, "sqlite:///app.db") for name in ("one", "two")]
+    for app in apps:
+        db.init_app(app)
+        with app.app_context():
+            db.create_all()
+    with apps[0].app_context():
+        mine = user(username="one")
+        db.session.add(mine)
+        db.session.commit()  # which expires it
+        with apps[1].app_context():
+            assert mine.username == "one"
+
+
+def test_custom_scope(tmp_path: Path) -> None:
+    """``scopefunc`` gives what has one session, instead of the context."""
+    app = make_app(tmp_path)
+    scope = ["one"]
+    db = SQLAlchemy(app, session_options={"scopefunc": lambda: scope[0]})
+    with app.app_context():
+        first = db.session()
+        scope[0] = "two"
+        assert db.session() is not first
+        scope[0] = "one"
+        assert db.session() is first
+        db.session.remove()
+
+
+# -- classes and options of sessions
+
+
+def test_plain_session_class_is_routed(tmp_path: Path) -> None:
+    """A class of SQLAlchemy's sessions picks engines too, its own methods first."""
+
+    class Plain(PlainSession):
+        asked: Any = None
+
+        def get_bind(self, *args: Any, **kwargs: Any) -> Any:
+            self.asked = True
+            return super().get_bind(*args, **kwargs)
+
+    app = make_app(tmp_path, SQLALCHEMY_BINDS={"users": "sqlite://"})
+    db = SQLAlchemy(app, session_options={"class_": Plain, "autoflush": False})
+    user = make_user(db, "users")
+    with app.app_context():
+        session = db.session()
+        assert isinstance(session, Plain)
+        assert not session.autoflush
+        assert session.get_bind(user) is db.engines["users"]
+        assert session.asked
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"nonsense": 1}, "nonsense"),
+        ({"class_": dict}, "class_"),
+        ({"binds": {}}, "binds"),
+        ({"scopefunc": 1}, "scope"),
+    ],
+    ids=["unknown", "class", "binds", "scopefunc"],
+)
+def test_wrong_session_options_raise_at_once(options: dict[str, Any], named: str) -> None:
+    """An option that cannot be is told when the extension is made."""
+    with pytest.raises(EngineOptionsError, match=named):
+        SQLAlchemy(session_options=options)
+
+
+def test_bind_key_without_database(tmp_path: Path) -> None:
+    """A model of an unknown bind key, or without one where there is no default, is an error."""
+    app = make_app(tmp_path, None, SQLALCHEMY_BINDS={"users": "sqlite://"})
+    db = SQLAlchemy(app)
+    lost = make_user(db, "nowhere")
+    with app.app_context():
+        with pytest.raises(NoSuchBindError, match=r"'nowhere'.*'users'"):
+            db.session.get(lost, 1)
+        with pytest.raises(UnboundExecutionError, match=r"SQLALCHEMY_DATABASE_URI.*'users'"):
+            db.session.execute(sa.text("SELECT 1"))
+        with pytest.raises(NoSuchBindError, match="nowhere"):
+            db.create_all()
+
+
+def test_bind_added_at_run_time(tmp_path: Path) -> None:
+    """A database that the manager is given later is found by its key."""
+    app = make_app(tmp_path)
+    db = SQLAlchemy(app)
+    user = make_user(db, "tenant")
+    with app.app_context():
+        assert "tenant" not in db.engines
+        db.engines.manager.add_bind("tenant", "sqlite://")
+        assert list(db.engines) == [None, "tenant"]
+        assert len(db.engines) == 2
+        db.create_all("tenant")
+        assert names(db, user) == []
+
+
+# -- tasks and forks
+
+
+def make_task_app(app: Flask) -> Celery:
+    """Make a Celery application whose tasks run in a context, as Flask's documentation has it."""
+
+    class FlaskTask(Task):
+        def __call__(self, *args: object, **kwargs: object) -> object:
+            with app.app_context():
+                return self.run(*args, **kwargs)
+
+    celery = Celery("tasks", broker="memory://", task_cls=FlaskTask)
+    celery.conf.update(task_always_eager=True, task_eager_propagates=True)
+    return celery
+
+
+def test_eager_task_inside_a_request(tmp_path: Path) -> None:
+    """A task that runs inside a request neither closes nor commits the request's session."""
+    app = make_app(tmp_path, "sqlite:///app.db")
+    db = SQLAlchemy(app)
+    user = make_user(db)
+    celery = make_task_app(app)
+
+    @celery.task(name="count")
+    def count() -> int:
+        return len(names(db, user))
+
+    @app.post("/")
+    def request() -> list[Any]:
+        saved = user(username="saved")
+        db.session.add(saved)
+        db.session.commit()
+        mine = db.session()
+        unsaved = user(username="unsaved")
+        db.session.add(unsaved)
+        before = count.delay().get()
+        assert db.session() is mine
+        assert unsaved in db.session
+        return [before, saved.username]  # which is loaded: it is attached
+
+    with app.app_context():
+        db.create_all()
+    assert app.test_client().post("/").get_json() == [1, "saved"]
+    with app.app_context():
+        assert names(db, user) == ["saved"]
+
+
+def test_objects_are_detached_when_their_context_ends(tmp_path: Path) -> None:
+    """What was not loaded in the context is not loaded after it."""
+    app = make_app(tmp_path)
+    db = SQLAlchemy(app)
+    user = make_user(db)
+    with app.app_context():
+        db.create_all()
+        one = user(username="one")
+        db.session.add(one)
+        db.session.commit()
+    with pytest.raises(DetachedInstanceError):
+        _ = one.username
+
+
+@pytest.mark.parametrize("driver", ["sqlite", "psycopg", "pymysql"])
+def test_prefork(driver: str, tmp_path: Path, make_database: Callable[..., Database]) -> None:
+    """Requests before a fork, in its children and after it, in the parent, all have pools."""
+    url = "sqlite:///app.db" if driver == "sqlite" else make_database(driver).url
+    app = make_app(tmp_path, url)
+    db = SQLAlchemy(app)
+    user = make_user(db)
+
+    @app.post("/<name>")
+    def add(name: str) -> str:
+        db.session.add(user(username=name))
+        db.session.commit()
+        return type(db.engine.pool).__name__
+
+    with app.app_context():
+        db.create_all()
+
+    def serve(*given: str) -> tuple[set[str], int]:
+        client = app.test_client()
+        pools = {client.post(f"/{name}").text for name in given}
+        [stats] = app.extensions["sessionmgr"].manager.stats().databases
+        return pools, stats.connects
+
+    before = app.extensions["sessionmgr"][None]
+    assert serve("parent-1", "parent-2") == ({"QueuePool"}, 1)
+    children = in_children([lambda i=i: serve(f"child-{i}-1", f"child-{i}-2") for i in range(2)])
+    assert children == [({"QueuePool"}, 1)] * 2
+    pools, _ = serve("parent-3")
+    assert pools == {"QueuePool"}
+    assert app.extensions["sessionmgr"][None] is before
+    with app.app_context():
+        assert names(db, user) == [
+            *(f"child-{i}-{n}" for i in range(2) for n in (1, 2)),
+            *(f"parent-{n}" for n in (1, 2, 3)),
+        ]
+    app.extensions["sessionmgr"].manager.close()
+
+
+def test_context_that_is_forked_has_a_new_session(
+    tmp_path: Path, make_database: Callable[..., Database]
+) -> None:
+    """In a context that is open at a fork the child has a session of its own."""
+    app = make_app(tmp_path, make_database("psycopg").url)
+    db = SQLAlchemy(app)
+    user = make_user(db)
+    with app.app_context():
+        db.create_all()
+        db.session.add(user(username="uncommitted"))
+        db.session.flush()
+        mine = db.session()
+
+        def child() -> bool:
+            other = db.session() is not mine and names(db, user) == []
+            db.session.remove()
+            return other
+
+        assert in_child(child)
+        db.session.commit()
+        assert names(db, user) == ["uncommitted"]
+    app.extensions["sessionmgr"].manager.close()
+
+
+def test_many_processes_create_the_tables(
+    make_database: Callable[..., Database], tmp_path: Path
+) -> None:
+    """Workers that call ``create_all`` at once cause no error."""
+    app = make_app(tmp_path, make_database("psycopg").url)
+    db = SQLAlchemy(app)
+    make_user(db)
+
+    def worker() -> list[str]:
+        with app.app_context():
+            db.create_all()
+            return sa.inspect(db.engine).get_table_names()
+
+    assert in_children([worker] * 8) == [["user"]] * 8
+
+
+def test_explicit_pool_class_is_kept(tmp_path: Path) -> None:
+    """Who wants no pool gets none."""
+    options = {"poolclass": NullPool}
+    app = make_app(tmp_path, "sqlite:///app.db", SQLALCHEMY_ENGINE_OPTIONS=options)
+    SQLAlchemy(app)
+    assert isinstance(app.extensions["sessionmgr"][None].pool, NullPool)
