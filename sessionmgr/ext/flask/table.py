@@ -18,11 +18,15 @@ class _TableMeta(type(sa.Table)):  # type: ignore[misc]  # the class of tables, 
     _metadata_of: Callable[[str | None], sa.MetaData]
 
     def __call__(
-        cls, name: str, *parts: Any, bind_key: str | None = None, **options: Any
+        cls,
+        name: str,
+        *parts: Any,
+        bind_key: str | None = None,
+        metadata: sa.MetaData | None = None,
+        **options: Any,
     ) -> sa.Table:
-        given = "metadata" in options or (parts and isinstance(parts[0], sa.MetaData))
-        if not given:
-            parts = (cls._metadata_of(bind_key), *parts)
+        if not (parts and isinstance(parts[0], sa.MetaData)):
+            parts = (cls._metadata_of(bind_key) if metadata is None else metadata, *parts)
         table: sa.Table = super().__call__(name, *parts, **options)
         return table
 
