@@ -31,7 +31,9 @@ class Example:
     def __init__(self, name: str, folder: Path) -> None:
         self.folder = folder / name
         shutil.copytree(
-            EXAMPLES / name, self.folder, ignore=shutil.ignore_patterns("data", ".venv", "__py*")
+            EXAMPLES / name,
+            self.folder,
+            ignore=shutil.ignore_patterns("data", "instance", ".venv", "__py*"),
         )
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         self.environment = os.environ | {"PATH": path}
