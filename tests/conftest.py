@@ -38,6 +38,8 @@ HELPER_PROCESSES = (
 """Modules in the command lines of processes that the standard library and billiard start once and
 keep until the interpreter exits."""
 
+collect_ignore = ["data"]  # an application's own tests, which are run in a copy of it
+
 SERVERS = pytest.StashKey[Servers]()
 
 
