@@ -25,11 +25,13 @@ NAMES = (
     "async_session",
     "fork_with_engines",
     pytest.param("memory_of_engines", marks=pytest.mark.soak),  # ten seconds and more
+    "routing",
     pytest.param("store_result", marks=pytest.mark.soak),  # ten seconds and more
     "fetch_result",
     "store_many",
     "sqlite_counter",
     "deep_pages",
+    pytest.param("flask_request", marks=pytest.mark.soak),  # it installs packages
     pytest.param("end_to_end", marks=pytest.mark.soak),  # it starts three workers
 )
 
