@@ -16,9 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from .cli_errors import StoppedError, UnusableError
 from .cli_results import results
 from .demo import tables
-from .demo.errors import UnusableDatabaseError
 from .demo.pool import INTERRUPTS, START_METHODS, UnusablePoolError
 from .demo.run import DemoOptions, run_demo
+from .explain import UnusableDatabaseError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -20,8 +20,8 @@ from .cli_errors import StoppedError, UnusableError
 from .cli_shown import as_json as task_as_json
 from .cli_shown import show_counts, show_task, time_text
 from .demo.databases import connect_options
-from .demo.errors import explain
 from .errors import SessionManagerError
+from .explain import explain
 from .results import ResultStore
 from .results.cleanup import delete_expired
 from .results.report import count_expired, count_results, has_tasks, missing_ddl

@@ -13,11 +13,11 @@ from sqlalchemy import URL, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from sessionmgr.errors import DatabaseURLError
+from sessionmgr.explain import UnusableDatabaseError, explain
 from sessionmgr.manager import SessionManager
 from sessionmgr.sqlite import is_memory
 from sessionmgr.urls import masked, parse_url
 
-from .errors import UnusableDatabaseError, explain
 from .results import TABLES, count_results, result_id
 from .traces import Traces
 from .work import Base, Row, count_engine

@@ -11,8 +11,9 @@ from uuid import uuid4
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from sessionmgr.explain import hide, reason
+
 from .databases import DemoDatabase, database_urls, make_manager, opened
-from .errors import hide, reason
 from .pool import Failure, WorkerPool
 from .report import DatabaseReport, DemoReport, ProcessReport, Tally
 from .results import make_store

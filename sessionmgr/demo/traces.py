@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 from sqlalchemy import delete, func, inspect, select
 from sqlalchemy.exc import SQLAlchemyError
 
+from sessionmgr.explain import reason
 from sessionmgr.schema import drop_tables
-
-from .errors import reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable

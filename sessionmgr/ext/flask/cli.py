@@ -13,8 +13,8 @@ from flask.cli import AppGroup
 from sqlalchemy.exc import SQLAlchemyError
 
 from sessionmgr.binds import DEFAULT
-from sessionmgr.demo.errors import explain
 from sessionmgr.errors import SessionManagerError
+from sessionmgr.explain import explain
 from sessionmgr.urls import masked
 
 if TYPE_CHECKING:
