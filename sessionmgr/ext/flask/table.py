@@ -19,12 +19,15 @@ class _TableMeta(type(sa.Table)):  # type: ignore[misc]  # the class of tables, 
 
     def __call__(
         cls,
-        name: str,
+        name: Any,
         *parts: Any,
         bind_key: str | None = None,
         metadata: sa.MetaData | None = None,
         **options: Any,
     ) -> sa.Table:
+        if not isinstance(name, str):  # SQLAlchemy's annotated form of a table
+            annotated: sa.Table = super().__call__(name, *parts, **options)
+            return annotated
         if not (parts and isinstance(parts[0], sa.MetaData)):
             parts = (cls._metadata_of(bind_key) if metadata is None else metadata, *parts)
         table: sa.Table = super().__call__(name, *parts, **options)
