@@ -92,7 +92,7 @@ def test_names_by_inheritance(make_base: Callable[[], type[Any]]) -> None:
     """A class with a primary key has a table; one without shares that of its parent."""
     db = SQLAlchemy(model_class=make_base())
 
-    class Duck(db.Model):  # type: ignore[name-defined]
+    class Duck(db.Model):
         id = key()
 
     class RubberDuck(Duck):
@@ -101,7 +101,7 @@ def test_names_by_inheritance(make_base: Callable[[], type[Any]]) -> None:
     class Mallard(Duck):
         pass
 
-    class Abstract(db.Model):  # type: ignore[name-defined]
+    class Abstract(db.Model):
         __abstract__ = True
         id = key()
 
@@ -113,7 +113,7 @@ def test_names_by_inheritance(make_base: Callable[[], type[Any]]) -> None:
         def __tablename__(cls) -> str:  # noqa: N805
             return "mixed"
 
-    class Swan(Mixed, db.Model):  # type: ignore[name-defined]
+    class Swan(Mixed, db.Model):
         id = key()
 
     assert RubberDuck.__table__.name == "rubber_duck"
@@ -131,12 +131,12 @@ def test_no_primary_key(make_base: Callable[[], type[Any]]) -> None:
     db = SQLAlchemy(model_class=make_base())
     with pytest.raises(ArgumentError, match="primary key"):
 
-        class Lost(db.Model):  # type: ignore[name-defined]
+        class Lost(db.Model):
             pass
 
     table = db.Table("seen", key_named())
 
-    class Seen(db.Model):  # type: ignore[name-defined]
+    class Seen(db.Model):
         pass
 
     assert Seen.__table__ is table
@@ -153,10 +153,10 @@ def test_autonaming_can_be_disabled(make_base: Callable[[], type[Any]]) -> None:
     db = SQLAlchemy(model_class=make_base(), disable_autonaming=True)
     with pytest.raises(InvalidRequestError, match="__tablename__"):
 
-        class Lost(db.Model):  # type: ignore[name-defined]
+        class Lost(db.Model):
             id = key()
 
-    class Named(db.Model):  # type: ignore[name-defined]
+    class Named(db.Model):
         __bind_key__ = "users"
         __tablename__ = "given"
         id = key()
@@ -170,7 +170,7 @@ def test_bind_keys_by_inheritance(make_base: Callable[[], type[Any]]) -> None:
     db = SQLAlchemy(model_class=make_base())
     other = sa.MetaData()
 
-    class Abstract(db.Model):  # type: ignore[name-defined]
+    class Abstract(db.Model):
         __abstract__ = True
         __bind_key__ = "users"
 
@@ -181,7 +181,7 @@ def test_bind_keys_by_inheritance(make_base: Callable[[], type[Any]]) -> None:
         __bind_key__ = None
         id = key()
 
-    class Explicit(db.Model):  # type: ignore[name-defined]
+    class Explicit(db.Model):
         __abstract__ = True
         metadata = other
         __bind_key__ = "ignored"
@@ -207,7 +207,7 @@ class Shared:
         cls.seen = [cls.__name__]
 
     @declared_attr.cascading
-    def id(cls):  # type: ignore[no-untyped-def]  # noqa: ANN201, N805
+    def id(cls):  # noqa: ANN201, N805
         for base in cls.__mro__[1:-1]:  # type: ignore[attr-defined]
             if getattr(base, "__table__", None) is not None:
                 return sa.Column(sa.ForeignKey(base.id), primary_key=True)
@@ -221,7 +221,7 @@ def test_attributes_of_the_base_are_kept(bases: tuple[type[Any], ...], tmp_path:
     app = make_app(tmp_path)
     db = SQLAlchemy(app, model_class=base)
 
-    class User(db.Model):  # type: ignore[name-defined]
+    class User(db.Model):
         name = sa.Column(sa.String(20))
 
     class Employee(User):
@@ -263,7 +263,7 @@ def test_declarative_base_is_taken_as_it_is(own: type[Any]) -> None:
     assert db.metadata is base.metadata
     assert db.Model.query_class is db.Query
 
-    class HTTPLog(db.Model):  # type: ignore[name-defined]
+    class HTTPLog(db.Model):
         id = key()
 
     assert HTTPLog.__tablename__ == "http_log"
@@ -324,11 +324,11 @@ def test_relationships(make_base: Callable[[], type[Any]]) -> None:
     """Queries of dynamic relationships and their backrefs are of the extension's class."""
     db = SQLAlchemy(model_class=make_base())
 
-    class Parent(db.Model):  # type: ignore[name-defined]
+    class Parent(db.Model):
         id = key()
         children = db.relationship("Child", backref="parent", lazy="dynamic")
 
-    class Child(db.Model):  # type: ignore[name-defined]
+    class Child(db.Model):
         id = key()
         parent_id = sa.Column(sa.ForeignKey(Parent.id))
         other = db.relationship(

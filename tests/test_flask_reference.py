@@ -149,7 +149,7 @@ def test_basic_session_usage(flask_app: Flask) -> None:
     """A record is added and read in an application context."""
     app, db = flask_app, SQLAlchemy(flask_app)
 
-    class User(db.Model):  # type: ignore[name-defined]
+    class User(db.Model):
         id = db.Column(db.Integer, primary_key=True)
         username = db.Column(db.String(50))
         email = db.Column(db.String(50))
@@ -174,24 +174,24 @@ def test_using_query_convenience_methods(flask_app: Flask) -> None:
     """Views find a row, or answer 404."""
     app, db = flask_app, SQLAlchemy(flask_app)
 
-    class User(db.Model):  # type: ignore[name-defined]
+    class User(db.Model):
         id = db.Column(db.Integer, primary_key=True)
         username = db.Column(db.String(50))
 
     @app.route("/user/<int:user_id>")
-    def get_user(user_id):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - as written
+    def get_user(user_id):  # noqa: ANN001, ANN202 - as written
         # Automatically returns 404 if user not found
         user = db.get_or_404(User, user_id)
         return f"User: {user.username}"
 
     @app.route("/users/first")
-    def first_user():  # type: ignore[no-untyped-def]  # noqa: ANN202
+    def first_user():  # noqa: ANN202
         # Get first user or 404 if none exist
         user = db.first_or_404(db.select(User).order_by(User.id))
         return f"First user: {user.username}"
 
     @app.route("/user/unique/<username>")
-    def unique_user(username):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def unique_user(username):  # noqa: ANN001, ANN202
         # Expect exactly one match or 404
         user = db.one_or_404(db.select(User).where(User.username == username))
         return f"User: {user.username}"
@@ -217,12 +217,12 @@ def test_multiple_database_sessions(flask_app: Flask) -> None:
     app, db = flask_app, SQLAlchemy(flask_app)
 
     # Session automatically selects correct engine based on model bind key
-    class User(db.Model):  # type: ignore[name-defined]
+    class User(db.Model):
         __bind_key__ = "users"
         id = db.Column(db.Integer, primary_key=True)
         name = db.Column(db.String(50))
 
-    class Log(db.Model):  # type: ignore[name-defined]
+    class Log(db.Model):
         __bind_key__ = "logs"
         id = db.Column(db.Integer, primary_key=True)
         message = db.Column(db.String(50))
@@ -250,12 +250,12 @@ def test_session_pagination(flask_app: Flask) -> None:
     """A view gives the page that its query string asks for."""
     app, db = flask_app, SQLAlchemy(flask_app)
 
-    class User(db.Model):  # type: ignore[name-defined]
+    class User(db.Model):
         id = db.Column(db.Integer, primary_key=True)
         username = db.Column(db.String(50))
 
     @app.route("/users")
-    def list_users():  # type: ignore[no-untyped-def]  # noqa: ANN202
+    def list_users():  # noqa: ANN202
         # Automatically handles page and per_page from request args
         pagination = db.paginate(
             db.select(User).order_by(User.username), per_page=20, max_per_page=100
@@ -288,7 +288,7 @@ def test_manual_transaction_control(flask_app: Flask) -> None:
     """A flush gives the id before the commit; after an error nothing is left."""
     app, db = flask_app, SQLAlchemy(flask_app)
 
-    class User(db.Model):  # type: ignore[name-defined]
+    class User(db.Model):
         id = db.Column(db.Integer, primary_key=True)
         username = db.Column(db.String(50), unique=True)
 

@@ -86,6 +86,10 @@ def create_all(bind_keys: tuple[str, ...]) -> None:
     """
     db = _extension()
     keys = [_key(db, name) for name in bind_keys] or db._bind_keys()
+    try:
+        db._selected(keys)  # before anything is made, see that each has a database
+    except SessionManagerError as error:
+        raise click.ClickException(str(error)) from None
     with click.progressbar(keys, label="databases", file=sys.stderr) as bar:
         for key in bar:
             _create(db, key)
