@@ -116,13 +116,25 @@ def test_names_by_inheritance(make_base: Callable[[], type[Any]]) -> None:
     class Swan(Mixed, db.Model):
         id = key()
 
+    class Named:
+        __tablename__ = "named"
+
+    class Crane(Named, db.Model):
+        id = key()
+
+    known = db.Table("eider", sa.Column("id", sa.ForeignKey(Duck.id), primary_key=True))
+
+    class Eider(Duck):
+        pass
+
     assert RubberDuck.__table__.name == "rubber_duck"
     assert Mallard.__table__ is Duck.__table__
     assert "__tablename__" not in vars(Mallard)
     assert Mallard.__tablename__ == "duck"
     assert not hasattr(Abstract, "__tablename__")
     assert HTTPGoose.__tablename__ == "http_goose"
-    assert Swan.__table__.name == "mixed"
+    assert (Swan.__table__.name, Crane.__table__.name) == ("mixed", "named")
+    assert Eider.__table__ is known
 
 
 @all_bases

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,8 +15,10 @@ from sqlalchemy.pool import NullPool
 
 from sessionmgr import EngineOptionsError, FlaskSetupError, NoSuchBindError
 from sessionmgr.ext.flask import Session, SQLAlchemy
+from sessionmgr.serverlock import server_lock
 from tests.concurrency import in_child, in_children, in_threads
 from tests.flask_apps import make_app, make_user
+from tests.helpers import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -359,20 +362,47 @@ def test_context_that_is_forked_has_a_new_session(
     app.extensions["sessionmgr"].manager.close()
 
 
-def test_many_processes_create_the_tables(
+def test_create_all_waits_for_others_that_create(
     make_database: Callable[..., Database], tmp_path: Path
 ) -> None:
-    """Workers that call ``create_all`` at once cause no error."""
+    """Tables are made under the database's lock, so any number of workers may do so at once."""
     app = make_app(tmp_path, make_database("psycopg").url)
     db = SQLAlchemy(app)
     make_user(db)
+    engine = app.extensions["sessionmgr"][None]
+    waiting = sa.text(
+        "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_locks.database = pg_database.oid"
+        " WHERE locktype = 'advisory' AND NOT granted AND datname = current_database()"
+    )
 
-    def worker() -> list[str]:
+    held = threading.Event()
+
+    def create() -> None:
+        assert held.wait(30)
         with app.app_context():
             db.create_all()
-            return sa.inspect(db.engine).get_table_names()
 
-    assert in_children([worker] * 8) == [["user"]] * 8
+    def look() -> None:
+        with engine.connect() as other, other.begin(), server_lock(other, "schema", "test"):
+            held.set()
+            wait_until(lambda: other.scalar(waiting), message="create_all to wait")
+            assert not sa.inspect(other).has_table("user")
+
+    in_threads([look, create])
+    assert sa.inspect(engine).has_table("user")
+    app.extensions["sessionmgr"].manager.close()
+
+
+def test_tables_that_are_there_cost_no_lock(tmp_path: Path) -> None:
+    """``create_all`` waits for no writer where nothing is to be made."""
+    app = make_app(tmp_path, "sqlite:///app.db")
+    db = SQLAlchemy(app, engine_options={"sqlite_busy_timeout": 0.0})
+    make_user(db)
+    with app.app_context():
+        db.create_all()
+        with db.engine.connect() as connection:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            db.create_all()
 
 
 def test_explicit_pool_class_is_kept(tmp_path: Path) -> None:
