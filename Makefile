@@ -6,16 +6,17 @@ VENV ?= .venv
 SQLALCHEMY ?=
 # Arguments for the demo, pytest or the benchmarks.
 ARGS ?=
-# Where Celery's source distribution is kept, outside of this repository.
+# Where the source distributions of Celery and Flask-SQLAlchemy are kept, outside of this repository.
 CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sessionmgr
 CELERY = $(CACHE)/celery-5.7.0
+FLASK_SQLALCHEMY = $(CACHE)/flask_sqlalchemy-3.1.1
 
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 PIP_DOWNLOAD = $(VENV)/bin/python -m pip download --quiet --disable-pip-version-check
 PYENV_ROOT ?= $(HOME)/.pyenv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak celery-conformance bench matrix lint clean FORCE
+.PHONY: help demo test soak celery-conformance flask-conformance bench matrix lint clean FORCE
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 28
@@ -31,6 +32,9 @@ soak: $(VENV)/.test-installed ## run the tests that take minutes
 
 celery-conformance: $(VENV)/.test-installed $(CELERY) ## run Celery's tests of its database backend on ours
 	$(VENV)/bin/python -m tests.celery_conformance $(CELERY) $(if $(ARGS),-- $(ARGS))
+
+flask-conformance: $(VENV)/.test-installed $(FLASK_SQLALCHEMY) ## run Flask-SQLAlchemy's tests on our extension
+	$(VENV)/bin/python -m tests.flask_conformance $(FLASK_SQLALCHEMY) $(if $(ARGS),-- $(ARGS))
 
 bench: $(VENV)/.test-installed $(VENV)/.dev-installed ## compare speed with plain SQLAlchemy and Celery
 	$(VENV)/bin/python -m benchmarks $(ARGS)
@@ -65,6 +69,13 @@ $(CELERY): | $(VENV)/bin/python
 	$(PIP_DOWNLOAD) --no-deps --no-binary celery --dest $@.new celery==5.7.0
 	tar -xzf $@.new/celery-5.7.0.tar.gz -C $@.new
 	mv $@.new/celery-5.7.0 $@
+	rm -rf $@.new
+
+$(FLASK_SQLALCHEMY): | $(VENV)/bin/python
+	rm -rf $@ $@.new
+	$(PIP_DOWNLOAD) --no-deps --no-binary flask-sqlalchemy --dest $@.new flask-sqlalchemy==3.1.1
+	tar -xzf $@.new/flask_sqlalchemy-3.1.1.tar.gz -C $@.new
+	mv $@.new/flask_sqlalchemy-3.1.1 $@
 	rm -rf $@.new
 
 $(VENV)/bin/python:
