@@ -17,7 +17,8 @@ from sessionmgr.schema import create_tables, drop_tables, has_tables
 from sessionmgr.scopes import forget_at_fork
 from sessionmgr.urls import masked
 
-from . import cli
+from .cli import add_models_to_shell as models_in_shell
+from .cli import commands
 from .databases import make_engines, no_such_bind
 from .model import Model, is_declarative, make_model
 from .pagination import paginate
@@ -118,8 +119,8 @@ class SQLAlchemy:
             track(self.session.session_factory)
         app.teardown_appcontext(self._end_session)
         if self._add_models_to_shell:
-            app.shell_context_processor(cli.add_models_to_shell)
-        app.cli.add_command(cli.commands)
+            app.shell_context_processor(models_in_shell)
+        app.cli.add_command(commands)
 
     def _end_session(self, error: BaseException | None) -> None:
         self.session.remove()
