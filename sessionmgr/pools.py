@@ -146,14 +146,14 @@ def record_info(holder: ManagesConnection) -> dict[str, Any]:
 def _on_checkout(
     dbapi_connection: DBAPIConnection, entry: ConnectionPoolEntry, proxy: PoolProxiedConnection
 ) -> None:
-    connection = open_connection(entry)
+    connection = entry.record_info.get(INFO)  # type: ignore[union-attr]  # a record's is never None
     if connection is not None:
         connection.monitor.on_checkout(connection, dbapi_connection, proxy)
 
 
 @event.listens_for(WatchedPool, "checkin")
 def _on_checkin(dbapi_connection: DBAPIConnection | None, entry: ConnectionPoolEntry) -> None:
-    connection = open_connection(entry)
+    connection = entry.record_info.get(INFO)  # type: ignore[union-attr]
     if connection is not None:
         connection.monitor.on_checkin(connection, dbapi_connection, entry)
 

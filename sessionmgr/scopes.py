@@ -38,6 +38,11 @@ class _ProcessRegistry:
             return self._registry()
         return self._current()()
 
+    def take(self) -> Any:
+        """Take the session of the current scope out, or ``None``; of scopes with a function."""
+        registry = self._current()
+        return registry.registry.pop(registry.scopefunc(), None)
+
     def has(self) -> bool:
         return bool(self._current().has())
 

@@ -53,14 +53,16 @@ _OTHERS = frozenset(
 _DML = re.compile(r"\b(?:INSERT(?:\s|/)|REPLACE(?:\s|/)|UPDATE\b|DELETE(?:\s|/))", re.IGNORECASE)
 
 
-def begin_for(statement: str) -> str | None:
+def begin_for(statement: str, *, at_reads: bool = True) -> str | None:
     """Give the statement that begins a transaction whose first one is ``statement``.
 
+    :param at_reads: whether a statement that reads begins one.
     :return: ``None`` for what does not belong into a transaction, or begins one itself.
     """
     keyword = first_keyword(statement)
     if keyword in _READS or (keyword == "WITH" and _DML.search(statement) is None):
-        return _DEFERRED
+        # alone, the end of a SAVEPOINT would be a commit
+        return _DEFERRED if at_reads or keyword == "SAVEPOINT" else None
     return None if not keyword or keyword in _OTHERS else _IMMEDIATE
 
 
@@ -85,7 +87,8 @@ class _Beginning(DefaultDialect):
         parameters: Any,
         context: ExecutionContext | None = None,
     ) -> None:
-        self._begin(cursor, statement, context)
+        if self._at_reads or statement[:7] != "SELECT ":  # else there is nothing to begin
+            self._begin(cursor, statement, context)
         super().do_execute(cursor, statement, parameters, context)  # type: ignore[no-untyped-call]
 
     def do_executemany(
@@ -106,7 +109,7 @@ class _Beginning(DefaultDialect):
 
     def _begin(self, cursor: DBAPICursor, statement: str, context: ExecutionContext | None) -> None:
         """Begin a transaction, unless there is one or the connection's user begins them."""
-        begin = self._begin_for(statement)
+        begin = begin_for(statement, at_reads=self._at_reads)
         if begin is None:
             return
         connection = getattr(cursor, "connection", None)
@@ -122,7 +125,7 @@ class _Beginning(DefaultDialect):
             if not _is_needless(error):
                 raise
 
-    _begin_for = staticmethod(begin_for)
+    _at_reads = True
 
 
 class _BeginningAtWrites(_Beginning):
@@ -135,13 +138,7 @@ class _BeginningAtWrites(_Beginning):
 
     supports_statement_cache = True
 
-    @staticmethod
-    def _begin_for(statement: str) -> str | None:
-        begin = begin_for(statement)
-        # alone, the end of a SAVEPOINT would be a commit
-        if begin == _DEFERRED and first_keyword(statement) != "SAVEPOINT":
-            return None
-        return begin
+    _at_reads = False
 
 
 def _may_begin(driver_connection: Any) -> bool:

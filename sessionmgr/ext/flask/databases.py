@@ -56,7 +56,7 @@ class Engines(Mapping["str | None", "sa.Engine"]):
         own = DEFAULT if bind_key is None else bind_key
         if self._bind_keys.get(own, own) != bind_key:
             raise no_such_bind(bind_key, self)
-        return self.manager.get_engine(own)
+        return self.manager._find_engine(own, None, None)
 
     def __iter__(self) -> Iterator[str | None]:
         # not their text, which is for people
@@ -111,7 +111,8 @@ def make_engines(
     for name, default in _SETTINGS.items():
         app.config.setdefault(name, default if default is None else type(default)(default))
     echo = app.config["SQLALCHEMY_ECHO"]
-    general = {"echo": echo, "echo_pool": echo, **engine_options}
+    # requests that only read begin no transaction, as with sqlite3 itself
+    defaults = {"echo": echo, "echo_pool": echo, "sqlite_transactions": "writes"}
     databases = _read(app)
     manager = SessionManager(
         tuple(callbacks),
@@ -120,7 +121,7 @@ def make_engines(
             for key, options in databases.items()
         },
         pooling="always",
-        engine_options=general,
+        engine_options={**defaults, **engine_options},
     )
     engines = Engines(manager, {DEFAULT: None} if None in databases else {})
     for key in engines:

@@ -123,7 +123,10 @@ class SQLAlchemy:
         app.cli.add_command(commands)
 
     def _end_session(self, error: BaseException | None) -> None:
-        self.session.remove()
+        registry: Any = self.session.registry  # of forget_at_fork
+        session = registry.take()
+        if session is not None:
+            session.close()
 
     # -- sessions
 
@@ -268,7 +271,7 @@ class SQLAlchemy:
         :param kwargs: options of ``session.get``.
         :raises werkzeug.exceptions.NotFound: when there is none.
         """
-        found = self.session.get(entity, ident, **kwargs)
+        found = self.session.registry().get(entity, ident, **kwargs)
         if found is None:
             abort(404, description=description)
         return found
