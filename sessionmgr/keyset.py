@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, overload
 
+from sqlalchemy import inspect
+
 from .keyset_compare import rows_after
 from .keyset_cursor import read_cursor, write_cursor
 from .keyset_order import find_order
@@ -94,12 +96,19 @@ def paginate_keyset(
         may be NULL, it has no ORDER BY, or has LIMIT or GROUP BY; or ``max_per_page`` is nonsense.
     """
     _, size = page_arguments(1, per_page, max_per_page, error_out=True)
-    reading = _Reading(select, after, size)
+    reading = _Reading(select, after, size, _dialect_of(session, select))
     if iscoroutinefunction(session.execute):
         return _load(session, reading)
     reading.take(session.execute(reading.statement))
     question = reading.question()
     return reading.page(bool(question is not None and session.scalar(question)))
+
+
+def _dialect_of(session: Any, select: AnySelect) -> str:
+    entity = next(iter(entities_of(select)), None)
+    bind = session.get_bind(None if entity is None else inspect(entity).mapper, clause=select)
+    name: str = bind.dialect.name
+    return name
 
 
 async def _load(session: AsyncSession, reading: _Reading) -> KeysetPage:
@@ -115,8 +124,8 @@ class _Reading:
     is one, to :meth:`page`.
     """
 
-    def __init__(self, select: AnySelect, after: str | None, per_page: int) -> None:
-        self._keys = find_order(select)
+    def __init__(self, select: AnySelect, after: str | None, per_page: int, dialect: str) -> None:
+        self._keys = find_order(select, dialect)
         self._select = select
         self._per_page = per_page
         values = None if after is None else read_cursor(self._keys, after)

@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Enum, and_, bindparam, func, literal, or_, tuple_
+from sqlalchemy import (
+    Date,
+    DateTime,
+    Enum,
+    Float,
+    Integer,
+    Numeric,
+    Time,
+    and_,
+    bindparam,
+    func,
+    literal,
+    or_,
+    tuple_,
+)
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import NullType
@@ -44,8 +58,14 @@ def rows_after(keys: Sequence[Key], values: Sequence[Any]) -> ColumnElement[bool
 
 
 def _bound(key: Key, value: Any) -> ColumnElement[Any]:
+    """Send a value as what it is where that compares as well: PostgreSQL is told the type.
+
+    An integer may be too large for the column's, or a time in a zone where the column has none;
+    EXTRACT gives fractions, and SQLAlchemy calls them integers.
+    """
     kind = key.expression.type
-    return literal(value) if isinstance(kind, NullType) else literal(value, kind)
+    plain = isinstance(kind, NullType | Integer | Numeric | Float | Date | DateTime | Time)
+    return literal(value) if key.stored or plain else literal(value, kind)
 
 
 def _beyond(

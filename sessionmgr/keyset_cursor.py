@@ -6,8 +6,8 @@ import base64
 import hashlib
 import json
 import math
-from datetime import date, datetime, time
-from decimal import Decimal, InvalidOperation
+from datetime import date, datetime, time, timezone
+from decimal import Decimal
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -41,9 +41,11 @@ _TAGGED: dict[str, tuple[type, Callable[[Any], str], Callable[[str], Any]]] = {
 }
 """Tag -> type, and what makes text of a value and a value of text."""
 
-
 _NUMBERS = (bool, int, float, Decimal)
 """Types of which a driver may give one for another."""
+
+_SCALARS = (str, *_NUMBERS, *(kind for kind, *_ in _TAGGED.values()))
+"""All types of which there are values in a cursor."""
 
 
 def write_cursor(keys: Sequence[Key], values: Sequence[Any]) -> str:
@@ -64,7 +66,7 @@ def read_cursor(keys: Sequence[Key], cursor: object) -> list[Any]:
     """
     try:
         return _read(keys, cursor)
-    except (TypeError, ValueError, KeyError, InvalidOperation, RecursionError):
+    except (TypeError, ValueError, KeyError, ArithmeticError, RecursionError):
         pass  # a message may hold what a client has sent: that is left out
     raise PageNotFoundError(
         "the cursor that was asked for is damaged, or of a select in another order: begin with"
@@ -112,16 +114,23 @@ def _pack(key: Key, value: Any) -> Any:
 
 
 def _unpack(key: Key, packed: Any) -> Any:
+    value = packed
     if isinstance(packed, list):
         tag, text = packed
+        if not isinstance(text, str):
+            raise TypeError
         value = _TAGGED[tag][2](text)
-    else:
-        value = packed
-    kind = key.expression.type
+    kind: types.TypeEngine[Any] = types.NullType() if key.stored else key.expression.type
     if isinstance(kind, types.Enum) and kind.enum_class is not None:
         return {name: member for member, name in _names_of(key).items()}[value]
+    if isinstance(kind, types.Float):
+        value = float(value)
     if not _fits(value, kind):
         raise ValueError
+    if isinstance(value, float) and math.isinf(value) and key.dialect in ("mysql", "mariadb"):
+        raise ValueError
+    if isinstance(value, datetime) and value.tzinfo is not None:
+        return value.astimezone(timezone.utc)  # PostgreSQL knows no zone 16 hours away
     return value
 
 
@@ -130,6 +139,12 @@ def _fits(value: Any, kind: types.TypeEngine[Any]) -> bool:
     if isinstance(value, str):
         value.encode()
         fine = "\0" not in value
+        if isinstance(kind, types.Enum):
+            fine = value in kind.enums
+        elif isinstance(kind, types.Uuid):
+            UUID(value)
+    elif isinstance(value, bool):
+        fine = isinstance(kind, types.Boolean | types.NullType | types.TypeDecorator)
     elif isinstance(value, int):
         fine = abs(value) <= (2 * LARGEST + 1 if getattr(kind, "unsigned", False) else LARGEST)
     elif isinstance(value, Decimal):
@@ -141,11 +156,13 @@ def _fits(value: Any, kind: types.TypeEngine[Any]) -> bool:
 
 def _python_types(kind: types.TypeEngine[Any]) -> tuple[type, ...]:
     if isinstance(kind, types.NullType | types.TypeDecorator):
-        return (object,)
+        return _SCALARS
+    if isinstance(kind, types.Boolean):
+        return (bool,)
     try:
         python_type = kind.python_type
     except NotImplementedError:  # of a type that only some databases have
-        return (object,)
+        return _SCALARS
     return _NUMBERS if python_type in _NUMBERS else (python_type,)
 
 

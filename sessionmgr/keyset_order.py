@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Alias, Column, Double, Float, Join, Table, cast, inspect
+from sqlalchemy import (
+    Alias,
+    Column,
+    Double,
+    Float,
+    Join,
+    Numeric,
+    Table,
+    cast,
+    inspect,
+    type_coerce,
+)
 from sqlalchemy.sql import operators, visitors
 from sqlalchemy.sql.elements import (
     BinaryExpression,
@@ -21,6 +32,7 @@ from sqlalchemy.sql.elements import (
 )
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.selectable import ScalarSelect
+from sqlalchemy.types import NullType
 
 from .errors import PaginationError
 from .page_statements import entities_of, final_froms, one_column
@@ -39,10 +51,21 @@ class Key:
 
     :param expression: the expression.
     :param descending: whether its largest values come first.
+    :param dialect: the name of the dialect that compares it.
     """
 
     expression: ColumnElement[Any]
     descending: bool
+    dialect: str
+
+    @property
+    def stored(self) -> bool:
+        """Whether a cursor holds what the database does, whatever type that stands for.
+
+        SQLite compares what it was given: ``CURRENT_TIMESTAMP`` has no microseconds, SQLAlchemy's
+        times do, and a Numeric keeps digits beyond its scale, which SQLAlchemy leaves out.
+        """
+        return self.dialect == "sqlite"
 
     @property
     def ordered(self) -> ColumnElement[Any]:
@@ -54,27 +77,33 @@ class Key:
         """What gives its value as exactly as it is compared.
 
         MariaDB shows six digits of a FLOAT, and PostgreSQL's REAL comes as its shortest decimal.
+        A NUMERIC may be mapped to floats, which have fewer digits.
         """
+        if self.stored:
+            return type_coerce(self.expression, NullType())
         if isinstance(self.expression.type, Float):
             return cast(self.expression, Double())
+        if isinstance(self.expression.type, Numeric):
+            return type_coerce(self.expression, Numeric())
         return self.expression
 
 
-def find_order(select: Select[Any]) -> tuple[Key, ...]:
+def find_order(select: Select[Any], dialect: str) -> tuple[Key, ...]:
     """List the keys of an ORDER BY; to these is added what tells rows with equal ones apart.
 
     That is the primary key of the entity, or of the tables that are joined, in the direction of the
     last key.
 
+    :param dialect: the name of the database's dialect.
     :raises PaginationError: when rows cannot be told apart, a key may be NULL, or the select has
         what cannot be continued by a condition (LIMIT, GROUP BY, no ORDER BY).
     """
     _refuse_others(select)
-    keys = [_read(element, select) for element in select._order_by_clauses]
+    keys = [_read(element, select, dialect) for element in select._order_by_clauses]
     known = {key.expression for key in keys}
     for column in _row_key(select):
         if column not in known:
-            keys.append(Key(column, keys[-1].descending))
+            keys.append(Key(column, keys[-1].descending, dialect))
     outer = {column for from_ in final_froms(select) for column in _outer_columns(from_)}
     for key in keys:
         _refuse_nulls(key.expression, outer)
@@ -105,7 +134,7 @@ def _is_limited(select: Select[Any]) -> bool:
 # -- what stands in ORDER BY
 
 
-def _read(element: Any, select: Select[Any]) -> Key:
+def _read(element: Any, select: Select[Any], dialect: str) -> Key:
     """Take a key out of its direction and label."""
     descending = False
     while True:
@@ -125,7 +154,7 @@ def _read(element: Any, select: Select[Any]) -> Key:
         element = element.element
     if any(isinstance(part, Over) for part in visitors.iterate(element)):
         raise PaginationError(f"ORDER BY {element}: no condition can be made of a window function")
-    return Key(element, descending)
+    return Key(element, descending, dialect)
 
 
 def _named(name: str, select: Select[Any]) -> ColumnElement[Any]:

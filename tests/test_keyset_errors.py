@@ -6,18 +6,22 @@ import base64
 import json
 import random
 import re
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import (
     String,
+    Uuid,
     case,
+    create_engine,
     func,
     literal,
     literal_column,
     null,
     select,
+    type_coerce,
     union,
 )
 from sqlalchemy.orm import Session, aliased
@@ -27,11 +31,14 @@ from sessionmgr.keyset import paginate_keyset
 from sessionmgr.keyset_cursor import _digest, write_cursor
 from sessionmgr.keyset_order import find_order
 from tests.shelves import Author, Book, filled_shelf
+from tests.test_keyset import COLUMNS, Thing, ThingBase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.servers import Database
+
+TEXT_UUID = type_coerce(Thing.uid, Uuid(as_uuid=False))
 
 STATEMENT = select(Book).order_by(Book.title, Book.year.desc())
 
@@ -136,6 +143,24 @@ FORGED: list[Any] = [
     ["pickle", "x"],
     ["date"],
     [["date"], 7],
+    ["uuid", 7],
+    ["bytes", 7],
+    ["datetime", "0001-01-01T00:00:00+14:00"],
+]
+
+ODD: list[Any] = [
+    True,
+    7,
+    -(2**40),
+    1.5,
+    float("inf"),
+    "other",
+    ["decimal", "1e900"],
+    ["decimal", "1e-900"],
+    ["datetime", "9999-12-31T23:59:59"],
+    ["datetime", "2024-01-01T00:00:00+23:59"],
+    ["date", "0001-01-01"],
+    ["time", "23:59:59+05:00"],
 ]
 
 
@@ -145,7 +170,7 @@ def test_forged_cursors(make_database: Callable[..., Database], driver: str) -> 
     with filled_shelf(make_database(driver).url) as engine, Session(engine) as session:
         for column, honest in ((Book.year, 2001), (Book.title, "book 1")):
             statement = select(Book).order_by(column)
-            keys = find_order(statement)
+            keys = find_order(statement, engine.dialect.name)
             for value in FORGED:
                 if value == "text" and column is Book.title:
                     continue
@@ -157,6 +182,24 @@ def test_forged_cursors(make_database: Callable[..., Database], driver: str) -> 
             text = json.dumps([_digest(keys, [honest, 7]), honest, 7])
             cursor = base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
             assert paginate_keyset(session, statement, after=cursor).items
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "pymysql"])
+def test_forged_cursors_of_all_types(make_database: Callable[..., Database], driver: str) -> None:
+    """A value of any type, for a key of any type, is not found, or some place in the order."""
+    engine = create_engine(make_database(driver).url)
+    ThingBase.metadata.create_all(engine)
+    keys = [getattr(Thing, name) for name in COLUMNS]
+    with Session(engine) as session:
+        for statement in [select(Thing).order_by(key) for key in [*keys, TEXT_UUID]]:
+            order = find_order(statement, engine.dialect.name)
+            for value in FORGED + ODD:
+                forged = [value, 7]
+                text = json.dumps([_digest(order, forged), *forged])
+                cursor = base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+                with suppress(PageNotFoundError):
+                    paginate_keyset(session, statement, after=cursor)
+    engine.dispose()
 
 
 # -- selects that have no keyset pages
@@ -233,7 +276,7 @@ def test_null_that_no_column_announced(reader: Session) -> None:
 
 def test_values_that_no_cursor_carries() -> None:
     """A type of key that has no text is named."""
-    keys = find_order(select(Book).order_by(Book.id))
+    keys = find_order(select(Book).order_by(Book.id), "sqlite")
     for value in (timedelta(1), float("nan")):
         with pytest.raises(PaginationError, match="which no cursor can carry"):
             write_cursor(keys, [value])
