@@ -135,7 +135,7 @@ class AsyncSessionManager(BaseManager[AsyncEngine, Maker]):
         await self._prepare(registry, entry)
         if short_lived_sessions:
             return self._short_lived()(bind=entry.bind)
-        self._mark_ready(registry, entry, dburi)
+        registry.mark_ready(dburi, entry)
         session: AsyncSession = self._make_session(entry)
         return session
 
@@ -272,7 +272,7 @@ class AsyncSessionManager(BaseManager[AsyncEngine, Maker]):
         :param bind_key: a key of ``binds``, or an added one. Without it the resolver is asked.
         :raises NoSuchBindError: when it is none.
         """
-        await self.invalidate(self._binds.remove(bind_key))
+        await self.invalidate(self._take_bind(bind_key))
 
     async def dispose(self) -> None:
         """Close the pools of this process. The manager stays usable, with new ones."""

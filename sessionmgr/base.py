@@ -27,7 +27,7 @@ from .routing import check_spans
 from .schema import create_within
 from .sqlite import is_memory
 from .stats import ManagerStats
-from .urls import DatabaseKey, hidden, hide_secrets, parse_url
+from .urls import DatabaseKey, hide_secrets, parse_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -188,7 +188,18 @@ class BaseManager(ABC, Generic[BindT, MakerT]):
         :raises EngineOptionsError: when the key stands for another database, or for other options.
         :raises DatabaseURLError: when there is no URL, or it cannot be read.
         """
-        self._binds.add(bind_key, bind)
+        self._binds.add(bind_key, bind, self._answered)
+
+    def _take_bind(self, bind_key: str) -> DatabaseKey:
+        """Take a bind key away; the engine is to be let go.
+
+        :raises NoSuchBindError: when it is none.
+        """
+        key = self._binds.remove(bind_key)
+        for entry in self._entries():
+            # Joins of its tables with others, where it was the same database, are looked at anew.
+            entry.engine.clear_compiled_cache()
+        return key
 
     # -- state
 
@@ -388,11 +399,11 @@ class BaseManager(ABC, Generic[BindT, MakerT]):
     ) -> Engine:
         """Give a routed session the engine of a bind key, as ``_find_engine`` of its class."""
         slot = bind_key if metadata is None else metadata
-        entry = registry.routes.get(slot)
+        entry = registry.find_route(slot)
         if entry is None:
             entry = self._entry(registry, self._key(DEFAULT if bind_key is None else bind_key), {})
             if metadata is None or self._has_tables(registry, entry, metadata, connection):
-                self._mark_route(registry, entry, slot)
+                registry.mark_route(slot, entry)
         return entry.engine
 
     def _has_tables(
@@ -419,28 +430,6 @@ class BaseManager(ABC, Generic[BindT, MakerT]):
         if entry.factory is not None:
             return entry.factory()  # type: ignore[operator]  # a sessionmaker of either kind
         return self._session_class(bind=entry.bind, **self._session_arguments)
-
-    def _mark_ready(
-        self,
-        registry: EngineRegistry[BindT, MakerT],
-        entry: EngineEntry[BindT, MakerT],
-        dburi: str | URL,
-    ) -> None:
-        """Have sessions for a database, spelled like this, made without another look."""
-        with self._lock():
-            if registry.find(entry.key) is entry and dburi not in registry.ready:
-                registry.ready[entry.key if dburi == entry.key else hidden(dburi)] = entry
-
-    def _mark_route(
-        self,
-        registry: EngineRegistry[BindT, MakerT],
-        entry: EngineEntry[BindT, MakerT],
-        slot: MetaData | str | None,
-    ) -> None:
-        """Have routed sessions find an entry without another look."""
-        with self._lock():
-            if registry.find(entry.key) is entry:
-                registry.routes[slot] = entry
 
     def _mark_prepared(
         self, registry: EngineRegistry[BindT, MakerT], entry: EngineEntry[BindT, MakerT]

@@ -95,21 +95,26 @@ class Binds:
             f" keys of this manager: {list_names(self._keys)}"
         )
 
-    def add(self, bind_key: str, bind: BindValue) -> None:
+    def add(
+        self, bind_key: str, bind: BindValue, answered: Callable[[str], DatabaseKey | None]
+    ) -> None:
         """Add a database, or nothing where it is there with the same URL and options.
 
+        :param answered: gives what the resolver has answered, where an engine was made with it.
         :raises EngineOptionsError: when the key stands for another database or other options.
         """
         new = _read(bind_key, bind)
         with self._lock():
-            old = self._keys.get(new)
-            if old is None:
-                self._keys = {**self._keys, new: new}
-            elif (old.url, old.options) != (new.url, new.options):
+            known = self._keys.get(new)
+            old = answered(new) if known is None else known
+            if old is not None and _content(old) != _content(new):
+                end = "invalidate() the resolver's" if known is None else "remove_bind() it"
                 raise EngineOptionsError(
                     f"bind key {old.describe()} is there already, with another URL or other"
-                    " options; remove_bind() it first"
+                    f" options; {end} first"
                 )
+            if known is None:
+                self._keys = {**self._keys, new: new}
 
     def remove(self, bind_key: str) -> DatabaseKey:
         """Take a database away.
@@ -125,8 +130,11 @@ class Binds:
 
     def database_of(self, bind_key: str) -> object:
         """Give what tells the database of a bind key from another one."""
-        key = self._keys.get(bind_key)
-        return bind_key if key is None or is_memory(key.url) else key.url
+        try:
+            key = self._keys.get(bind_key) or self.resolve(bind_key)
+        except NoSuchBindError:
+            return bind_key
+        return bind_key if is_memory(key.url) else key.url
 
     def is_current(self, key: DatabaseKey) -> bool:
         """Tell whether a bind key still stands for this database."""
@@ -145,6 +153,10 @@ def _read(key: object, bind: Any, whose: str = "") -> DatabaseKey:
         raise DatabaseURLError(f"{origin} has no 'url'; it has {list_names(options)}")
     url = parse_url(options.pop("url"))
     return DatabaseKey(url, key, check_options(Layer(origin, options)))
+
+
+def _content(key: DatabaseKey) -> tuple[URL, Mapping[str, Any]]:
+    return key.url, key.options.options if key.options else {}
 
 
 def show(key: object) -> str:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 import sqlalchemy
 from sqlalchemy.exc import ArgumentError, InvalidRequestError
@@ -21,6 +22,7 @@ from .sqlite import is_memory
 from .sqlite_transactions import attach
 from .stats import DatabaseStats
 from .transient import note
+from .urls import hidden
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -254,7 +256,7 @@ class EngineRegistry(Generic[BindT, MakerT]):
     """
 
     # _lock guards every change of _entries, and _closed. A database's own lock guards that it
-    # is made once, and _making. The manager's lock guards additions to ready.
+    # is made once, and _making. It also guards every change of ready, _routes and _tables.
 
     def __init__(self, max_engines: int | None = None) -> None:
         """Begin empty.
@@ -267,9 +269,10 @@ class EngineRegistry(Generic[BindT, MakerT]):
         #: The hot path: a database as callers spell it -> its entry, tables prepared. Changed
         #: as a whole or by adding; read without a lock.
         self.ready: dict[str | URL, EngineEntry[BindT, MakerT]] = {}
-        #: The same of routed sessions: a table's metadata, or a bind key -> its entry. A metadata
-        #: is here once its tables are known to be there.
-        self.routes: dict[MetaData | str | None, EngineEntry[BindT, MakerT]] = {}
+        #: The same of routed sessions, by bind key, and by a table's metadata: that is here once
+        #: its tables are known to be there, and for as long as somebody else has it.
+        self._routes: dict[str | None, EngineEntry[BindT, MakerT]] = {}
+        self._tables: WeakKeyDictionary[MetaData, EngineEntry[BindT, MakerT]] = WeakKeyDictionary()
         #: What undoes a test on these engines, for who ends them.
         self.isolation: ManagerIsolation | None = None
         self._lock = forking.ProcessLock()
@@ -354,13 +357,43 @@ class EngineRegistry(Generic[BindT, MakerT]):
         )
         return list(islice(idle, excess))
 
+    def find_route(self, slot: MetaData | str | None) -> EngineEntry[BindT, MakerT] | None:
+        """Find what routed sessions use for a table's metadata, or for a bind key."""
+        if slot is None or isinstance(slot, str):
+            return self._routes.get(slot)
+        return self._tables.get(slot)
+
+    def mark_route(self, slot: MetaData | str | None, entry: EngineEntry[BindT, MakerT]) -> None:
+        """Have routed sessions find an entry without another look, unless it was let go."""
+        with self._lock():
+            if self._entries.get(entry.key) is not entry:
+                return
+            if slot is None or isinstance(slot, str):
+                self._routes[slot] = entry
+            else:
+                self._tables[slot] = entry
+
+    def mark_ready(self, dburi: str | URL, entry: EngineEntry[BindT, MakerT]) -> None:
+        """Have sessions for a database, spelled like this, made without another look."""
+        with self._lock():
+            if self._entries.get(entry.key) is entry and dburi not in self.ready:
+                self.ready[entry.key if dburi == entry.key else hidden(dburi)] = entry
+
+    def forget_tables(self) -> None:
+        """Have sessions look again whether the databases have their tables."""
+        with self._lock():
+            self.ready = {}
+            self._tables = WeakKeyDictionary()
+
     def pop(self, entry: EngineEntry[BindT, MakerT]) -> None:
         """Forget an engine; its monitor is to be retired."""
         with self._lock():
             if self._entries.get(entry.key) is entry:
                 del self._entries[entry.key]
             self.ready = {name: ready for name, ready in self.ready.items() if ready is not entry}
-            self.routes = {name: to for name, to in self.routes.items() if to is not entry}
+            self._routes = {name: to for name, to in self._routes.items() if to is not entry}
+            tables = {metadata: to for metadata, to in self._tables.items() if to is not entry}
+            self._tables = WeakKeyDictionary(tables)
 
     def close_idle_files(self, deadline: float) -> None:
         """Close idle connections to SQLite files, before a fork that waits until a deadline."""
@@ -396,10 +429,11 @@ class EngineRegistry(Generic[BindT, MakerT]):
 
     def abandon(self) -> None:
         """Forget the parent's engines, in a forked child, without looking at them."""
-        leave_alone((self._entries, self.ready, self.routes))
+        leave_alone((self._entries, self.ready, self._routes, self._tables))
         self._entries = {}
         self.ready = {}
-        self.routes = {}
+        self._routes = {}
+        self._tables = WeakKeyDictionary()
         self._database_locks.renew()
         self._making = set()
 

@@ -215,7 +215,7 @@ class ManagerIsolation:
                 restore()
             manager._prepared = self._prepared
             for registry in manager._registries():
-                registry.ready, registry.routes = {}, {}
+                registry.forget_tables()
                 registry.isolation = None
 
     def end(self) -> None:

@@ -112,7 +112,7 @@ class SessionManager(BaseManager[Engine, sessionmaker[Session]]):
         self._prepare(entry)
         if short_lived_sessions:
             return self._short_lived()(bind=entry.engine)
-        self._mark_ready(self._registry, entry, dburi)
+        self._registry.mark_ready(dburi, entry)
         session: Session = self._make_session(entry)
         return session
 
@@ -245,7 +245,7 @@ class SessionManager(BaseManager[Engine, sessionmaker[Session]]):
         :param bind_key: a key of ``binds``, or an added one. Without it the resolver is asked.
         :raises NoSuchBindError: when it is none.
         """
-        key = self._binds.remove(bind_key)
+        key = self._take_bind(bind_key)
         with self._registry.lock(key):  # after whoever is just making its engine
             self.invalidate(key)
 

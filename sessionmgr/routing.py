@@ -61,13 +61,27 @@ def _mapper_of(mapped: Any) -> Mapper[Any]:
 
 
 def _metadata_of_mapper(mapper: Mapper[Any]) -> MetaData | None:
-    if mapper not in _mapped:
-        for each in mapper.self_and_descendants:  # a flush asks for the base of all of them
-            _check_one_key(_tables_of(each), f"class {each.class_.__name__} is mapped to")
-        own, tables = mapper.local_table, _tables_of(mapper)
-        table = own if isinstance(own, Table) else next(iter(tables), None)
-        _mapped[mapper] = None if table is None else table.metadata
-    return _mapped[mapper]
+    try:
+        return _mapped[mapper]
+    except KeyError:  # not looked for first: another thread may empty it in between
+        pass
+    _check_family(mapper)
+    own, tables = mapper.local_table, _tables_of(mapper)
+    table = own if isinstance(own, Table) else next(iter(tables), None)
+    metadata = _mapped[mapper] = None if table is None else table.metadata
+    return metadata
+
+
+def _check_family(mapper: Mapper[Any]) -> None:
+    """See that a class and its kin are of one bind key: a flush asks for the base of all of them.
+
+    :raises SpannedBindsError: when they are not.
+    """
+    family = list(mapper.base_mapper.self_and_descendants)
+    for each in family:
+        _check_one_key(_tables_of(each), f"class {each.class_.__name__} is mapped to")
+    tables = [table for each in family for table in _tables_of(each)]  # of concrete ones: one each
+    _check_one_key(tables, f"class {mapper.class_.__name__} and its kin are mapped to")
 
 
 def _tables_of(mapper: Mapper[Any]) -> list[Table]:
@@ -195,13 +209,19 @@ class RoutedSession(Session):
     def _pinned(self) -> _Engines:
         """Give the engines of the transaction, or of the one that is about to begin."""
         transaction, pins = self.get_transaction(), self._pins
-        if pins is not None and transaction is not None:
-            if pins.transaction is None:  # it has begun since
-                pins.transaction = transaction
-            if pins.transaction is transaction:
-                return pins.engines
-        self._pins = pins = _Pins(transaction)
+        if pins is None or transaction is None or pins.transaction is not transaction:
+            self._pins = pins = _Pins(transaction)
         return pins.engines
+
+
+@event.listens_for(RoutedSession, "after_begin")
+def _keep_pins(session: RoutedSession, *_: object) -> None:
+    """Have a transaction go on with the engine that its first statement was given just before.
+
+    What was asked for longer ago, and not used, may not be the key's engine any more.
+    """
+    if session._pins is not None and session._pins.transaction is None:
+        session._pins.transaction = session.get_transaction()
 
 
 def _connection(session: Session, engine: Engine) -> Connection:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import pickle
 import random
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import make_url, select
+from sqlalchemy import MetaData, make_url, select
 
 from sessionmgr import (
     AsyncSessionManager,
@@ -151,6 +152,52 @@ def test_resolver_answers_for_unknown_keys(
                 manager.get_engine("other")
 
     call(run)
+
+
+def test_resolvers_answer_is_not_shadowed(
+    manager_class: ManagerClass, tmp_path: Path, sqlite: str
+) -> None:
+    """A key that the resolver has answered for stands for no other database until it is let go."""
+    tenants = Tenants(f"{sqlite}:///{tmp_path}/{{}}.db")
+    with manager_class(metadata=ItemBase.metadata, resolver=tenants) as manager:
+        add(manager, "tenant1", "row")
+        manager.add_bind("tenant1", f"{sqlite}:///{tmp_path}/tenant1.db")
+        add(manager, "tenant2", "row")
+        other = f"{sqlite}:///{tmp_path}/other.db"
+        with pytest.raises(EngineOptionsError, match=r"'tenant2' .* is there already.*invalidate"):
+            manager.add_bind("tenant2", other)
+        manager.invalidate("tenant2")
+        manager.add_bind("tenant2", other)
+        assert add(manager, "tenant2", "other") == ["other"]
+
+
+def test_routes_while_engines_go(tmp_path: Path) -> None:
+    """Threads ask for engines that others let go: no error, and none that was let go is kept."""
+    binds = {f"k{number}": f"sqlite:///{tmp_path / 'one.db'}" for number in range(200)}
+    keys = list(binds)
+
+    def ask(seed: int) -> None:
+        chosen = random.Random(seed)
+        for _ in range(1500):
+            with manager.session() as session:
+                session.get_bind(bind_key=chosen.choice(keys))
+
+    def let_go() -> None:
+        chosen = random.Random(0)
+        for _ in range(3000):
+            manager.invalidate(chosen.choice(keys))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with SessionManager(metadata=MetaData(), binds=binds, pooling="always") as manager:
+            in_threads([let_go, *(lambda seed=seed: ask(seed) for seed in range(3))])
+            kept = {id(engine) for engine in manager._engines.values()}
+            for key in keys:
+                route = manager._registry.find_route(key)
+                assert route is None or id(route.bind) in kept
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_resolver_that_raises_is_named(manager_class: ManagerClass) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
+import sys
+import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -43,6 +47,9 @@ from sessionmgr import (
     SpannedBindsError,
 )
 from tests.isolation_helpers import undone
+from sessionmgr.routing import _look_again as event_of_mappers
+from sessionmgr.routing import find_metadata
+from tests.concurrency import in_threads
 from tests.items import open_transactions
 from tests.routed_models import (
     Address,
@@ -230,6 +237,33 @@ def test_join_in_one_database_is_not(tmp_path: Path) -> None:
         session.execute(select(Order).join(other, other.c.id == Order.person_id))
 
 
+def test_join_with_a_resolvers_database(tmp_path: Path) -> None:
+    """Keys that a resolver gives one URL for may be joined."""
+    url = f"sqlite:///{tmp_path / 'one.db'}"
+    with (
+        SessionManager(metadata=MainBase.metadata, resolver=lambda _: url) as manager,
+        manager.session() as session,
+    ):
+        session.add(Person(name="Ann"))
+        session.commit()
+        session.execute(select(Order).join(Person, Person.id == Order.person_id))
+
+
+def test_join_with_a_database_that_moved(tmp_path: Path) -> None:
+    """A join that was sent when two keys were one database is refused when they are not."""
+    url = f"sqlite:///{tmp_path / 'one.db'}"
+    query = select(Order).join(Person, Person.id == Order.person_id)
+    binds = {"default": url, "users": url}
+    with SessionManager(metadata=MainBase.metadata, binds=binds, pooling="always") as manager:
+        with manager.session() as session:
+            session.execute(select(Person))
+            session.execute(query)
+        manager.remove_bind("users")
+        manager.add_bind("users", f"sqlite:///{tmp_path / 'two.db'}")
+        with manager.session() as session, pytest.raises(SpannedBindsError):
+            session.execute(query)
+
+
 def test_class_over_databases_is_refused(files: SessionManager) -> None:
     """A class whose joined tables are of two bind keys cannot be used, and is told why."""
 
@@ -254,6 +288,53 @@ def test_class_over_databases_is_refused(files: SessionManager) -> None:
         session.add(Customer())
         with pytest.raises(SpannedBindsError, match="of bind key 'users'"):
             session.flush()
+
+
+def test_concrete_class_over_databases_is_refused(files: SessionManager) -> None:
+    """A hierarchy with a table for each class is of one bind key: a flush asks for its base."""
+
+    class Base(DeclarativeBase):
+        metadata = MetaData(info={"bind_key": "users"})
+
+    class Party(Base):
+        __tablename__ = "party"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    class Customer(Party):
+        metadata = MetaData()
+        __tablename__ = "customer"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        __mapper_args__ = {"concrete": True}  # noqa: RUF012
+
+    with files.session() as session:
+        session.add(Customer())
+        with pytest.raises(SpannedBindsError, match="class Party and its kin are mapped to"):
+            session.flush()
+        with pytest.raises(SpannedBindsError, match="'customer' of bind key 'default'"):
+            session.get_bind(Customer)
+
+
+def test_classes_are_found_while_others_are_configured(files: SessionManager) -> None:
+    """Another thread may make what is known of classes be forgotten at any time."""
+    done = threading.Event()
+
+    def forget() -> None:
+        while not done.is_set():
+            event_of_mappers()
+
+    def find() -> None:
+        try:
+            for _ in range(20_000):
+                assert find_metadata(Person, None) is Person.metadata
+        finally:
+            done.set()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        in_threads([forget, find])
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_unknown_bind_key_is_told(tmp_path: Path) -> None:
@@ -355,6 +436,31 @@ def test_engine_stays_the_transactions(files: SessionManager) -> None:
             with session.begin():
                 assert session.get_bind(Person) is files.get_engine("users")
             files.invalidate("users")
+
+
+def test_asking_keeps_no_engine(files: SessionManager, tmp_path: Path) -> None:
+    """What a session was only asked for does not decide where a later transaction goes."""
+    with files.session() as session:
+        session.get_bind(Person)
+        files.remove_bind("users")
+        files.add_bind("users", f"sqlite:///{tmp_path / 'moved.db'}")
+        session.add(Person(name="Ann"))
+        session.commit()
+    with files.session_factory("users") as moved:
+        assert moved.scalars(select(Person.name)).all() == ["Ann"]
+
+
+def test_metadata_is_not_kept(files: SessionManager) -> None:
+    """Tables that a program makes or reflects each time anew are collected with their metadata."""
+    metadata = MetaData()
+    table = Table("passing", metadata, Column("id", Integer))
+    with files.session() as session:
+        session.execute(select(table))
+    left = weakref.ref(metadata)
+    files.get_engine("default").clear_compiled_cache()
+    del metadata, table, session
+    gc.collect()
+    assert left() is None
 
 
 @servers
