@@ -7,7 +7,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import MetaData, Select, Table, event, inspect
+from sqlalchemy import Join, MetaData, Select, Table, event, inspect
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import InvalidRequestError, NoInspectionAvailable
 from sqlalchemy.orm import Mapper, Session
@@ -15,6 +15,7 @@ from sqlalchemy.orm.exc import UnmappedClassError
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.dml import UpdateBase
+from sqlalchemy.sql.selectable import AliasedReturnsRows
 
 from .binds import DEFAULT
 from .errors import SpannedBindsError
@@ -106,11 +107,20 @@ def find_table(clause: Any) -> Table | None:
         return find_table(clause.table)
     if isinstance(clause, Select):
         # what takes a tenth of the time of a walk through the statement
-        source = getattr(next(iter(clause.inner_columns), None), "table", None)
-        if isinstance(source, Table):
-            return source
+        first = next(iter(clause.inner_columns), None)
+        table = _go_down(getattr(first, "table", None))
+        found = find_table(table) if isinstance(table, Table | Select | UpdateBase) else None
+        if found is not None:
+            return found
     elements = visitors.iterate(clause)
     return next((element for element in elements if isinstance(element, Table)), None)
+
+
+def _go_down(source: Any) -> Any:
+    """Go to what is first in joins, and under aliases, subqueries and CTEs."""
+    while isinstance(source, AliasedReturnsRows | Join):
+        source = source.left if isinstance(source, Join) else source.element
+    return source
 
 
 def bind_key_of(table: Table) -> str | None:
