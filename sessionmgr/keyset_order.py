@@ -238,11 +238,17 @@ def _refuse_nulls(expression: ColumnElement[Any], outer: set[object]) -> None:
         )
 
 
+#: What gives NULL where there is nothing at the place: of JSON, and of arrays.
+_MISSING = (operators.getitem, operators.json_getitem_op, operators.json_path_getitem_op)
+
+
 def _may_be_null(expression: Any, outer: set[object]) -> bool:
     """Tell whether a value may be NULL, as far as its columns say."""
     if isinstance(expression, Null | ScalarSelect):
         return True
     if isinstance(expression, Case) and expression.else_ is None:
+        return True
+    if isinstance(expression, BinaryExpression) and expression.operator in _MISSING:
         return True
     if isinstance(expression, BindParameter):
         return expression.value is None

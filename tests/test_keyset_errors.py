@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import (
+    JSON,
     String,
     Uuid,
     case,
@@ -263,6 +264,14 @@ def test_selects_without_keyset_pages(reader: Session, statement: Any, text: str
     """What cannot be continued by a condition is refused, with the way out."""
     with pytest.raises(PaginationError, match=text):
         paginate_keyset(reader, statement)
+
+
+def test_json_without_the_key(reader: Session) -> None:
+    """A place in JSON, or in an array, may hold nothing, whatever its column says."""
+    document = type_coerce(Book.title, JSON())["key"]
+    for place in (document.as_string(), document, type_coerce(Book.title, JSON())[("a", "b")]):
+        with pytest.raises(PaginationError, match="may be NULL"):
+            paginate_keyset(reader, select(Book).order_by(place))
 
 
 def test_null_that_no_column_announced(reader: Session) -> None:
