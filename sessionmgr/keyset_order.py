@@ -202,8 +202,10 @@ def _finds_one(join: Join) -> bool:
     asked: set[object] = set()
     for condition in _conjuncts(join.onclause):
         if isinstance(condition, BinaryExpression) and condition.operator is operators.eq:
-            sides = (condition.left, condition.right)
-            asked |= {side for side in sides if not own.issuperset(sides)}
+            left, right = condition.left, condition.right
+            for side, other in ((left, right), (right, left)):
+                if own.isdisjoint(visitors.iterate(other)):
+                    asked.add(side)
     key = set(join.right.primary_key)
     return bool(key) and key <= asked
 

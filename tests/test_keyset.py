@@ -221,6 +221,9 @@ STATEMENTS: dict[str, Any] = {
     "many to one, columns": select(Book.title, Author.name)
     .join(Book.author)
     .order_by(Author.name.desc()),
+    "key of no other's": select(Author.name, Book.id)
+    .join(Book, Book.id == Book.year - 2000 + Author.id)
+    .order_by(Author.name),
     "one to many": select(Author.name, Book.title).join(Author.books).order_by(Author.name),
     "outer": select(Book, Author.name).outerjoin(Book.author).order_by(Book.title),
     "self join": select(Book.id, OTHER.id)
