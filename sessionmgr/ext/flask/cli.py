@@ -87,22 +87,22 @@ def create_all(bind_keys: tuple[str, ...]) -> None:
     db = _extension()
     keys = [_key(db, name) for name in bind_keys] or db._bind_keys()
     try:
-        db._selected(keys)  # before anything is made, see that each has a database
+        databases = db._selected(keys)
+        with click.progressbar(databases, label="databases", file=sys.stderr) as bar:
+            for key, engine in bar:
+                _create(db, key, engine)
     except SessionManagerError as error:
         raise click.ClickException(str(error)) from None
-    with click.progressbar(keys, label="databases", file=sys.stderr) as bar:
-        for key in bar:
-            _create(db, key)
     click.echo(f"tables are there in: {', '.join(map(_name, keys))}")
 
 
-def _create(db: SQLAlchemy, key: str | None) -> None:
+def _create(db: SQLAlchemy, key: str | None, engine: sa.Engine) -> None:
     try:
-        db.create_all(key)
-    except SessionManagerError as error:
-        raise click.ClickException(str(error)) from None
+        db._create(key, engine)
+    except SessionManagerError:
+        raise  # it tells which database
     except SQLAlchemyError as error:
-        reason = explain(error, db.engines[key].url)
+        reason = explain(error, engine.url)
         raise click.ClickException(f"database {_name(key)}: {reason}") from None
 
 

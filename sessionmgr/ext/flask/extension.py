@@ -203,9 +203,12 @@ class SQLAlchemy:
         :raises NoSuchBindError: when there is no database for one of them.
         """
         for key, engine in self._selected(bind_key):
-            metadata = self.metadatas[key]
-            if not has_tables(engine, metadata):
-                create_tables(engine, metadata, f"{key or DEFAULT!r} ({masked(engine.url)})")
+            self._create(key, engine)
+
+    def _create(self, key: str | None, engine: sa.Engine) -> None:
+        metadata = self.metadatas[key]
+        if not has_tables(engine, metadata):
+            create_tables(engine, metadata, f"{key or DEFAULT!r} ({masked(engine.url)})")
 
     def drop_all(self, bind_key: str | Iterable[str | None] | None = _ALL) -> None:
         """Drop the tables that databases have; the arguments are those of :meth:`create_all`."""
