@@ -63,6 +63,25 @@ def test_uncommitted_work_is_rolled_back_with_its_context(tmp_path: Path) -> Non
     assert app.extensions["sessionmgr"].manager.stats().databases[0].checked_out == 0
 
 
+def test_reading_before_writing_on_sqlite(tmp_path: Path) -> None:
+    """A request that reads, and writes after another has, is not told "database is locked"."""
+    app = make_app(tmp_path, "sqlite:///app.db")
+    db = SQLAlchemy(app)
+    user = make_user(db)
+    with app.app_context():
+        db.create_all()
+        db.session.add(user(username="old"))
+        db.session.commit()
+    with app.app_context():
+        mine = db.get_or_404(user, 1)
+        with app.app_context():
+            db.session.add(user(username="other"))
+            db.session.commit()
+        mine.username = "new"
+        db.session.commit()
+        assert names(db, user) == ["new", "other"]
+
+
 def test_requests_have_sessions_of_their_own(tmp_path: Path) -> None:
     """Requests in threads at the same time do not share a session."""
     app = make_app(tmp_path)

@@ -26,6 +26,10 @@ __all__ = ("Engines", "make_engines", "no_such_bind")
 #: https://dev.mysql.com/doc/refman/8.4/en/server-system-variables.html#sysvar_wait_timeout
 _MYSQL_RECYCLE = 7200
 
+#: Views read, and write later on: a transaction that began with the reading would be refused
+#: ("database is locked") whenever another one has written in between.
+_DEFAULTS: Mapping[str, Any] = {"sqlite_transactions": "writes"}
+
 _SETTINGS: Mapping[str, Any] = {
     "SQLALCHEMY_DATABASE_URI": None,
     "SQLALCHEMY_BINDS": {},
@@ -111,8 +115,7 @@ def make_engines(
     for name, default in _SETTINGS.items():
         app.config.setdefault(name, default if default is None else type(default)(default))
     echo = app.config["SQLALCHEMY_ECHO"]
-    # requests that only read begin no transaction, as with sqlite3 itself
-    defaults = {"echo": echo, "echo_pool": echo, "sqlite_transactions": "writes"}
+    general = {**_DEFAULTS, "echo": echo, "echo_pool": echo, **engine_options}
     databases = _read(app)
     manager = SessionManager(
         tuple(callbacks),
@@ -121,7 +124,7 @@ def make_engines(
             for key, options in databases.items()
         },
         pooling="always",
-        engine_options={**defaults, **engine_options},
+        engine_options=general,
     )
     engines = Engines(manager, {DEFAULT: None} if None in databases else {})
     for key in engines:
