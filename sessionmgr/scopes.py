@@ -25,32 +25,42 @@ class _ProcessRegistry:
         self._registry = registry
         self._make = make
         self._process = forking.process
+        self._lock = forking.ProcessLock()
 
-    def _current(self) -> Any:
-        if self._process is not forking.process:
-            leave_alone(self._registry)
-            self._registry = self._make()
-            self._process = forking.process
-        return self._registry
+    # Each look of a request at its session comes here: the common case takes no call.
+
+    def _renew(self) -> None:
+        with self._lock():  # two threads of a child must not get two registries
+            if self._process is not forking.process:
+                leave_alone(self._registry)
+                self._registry = self._make()
+                self._process = forking.process
 
     def __call__(self) -> Any:
-        if self._process is forking.process:
-            return self._registry()
-        return self._current()()
+        if self._process is not forking.process:
+            self._renew()
+        return self._registry()
 
     def take(self) -> Any:
         """Take the session of the current scope out, or ``None``; of scopes with a function."""
-        registry = self._current()
-        return registry.registry.pop(registry.scopefunc(), None)
+        if self._process is not forking.process:
+            self._renew()
+        return self._registry.registry.pop(self._registry.scopefunc(), None)
 
     def has(self) -> bool:
-        return bool(self._current().has())
+        if self._process is not forking.process:
+            self._renew()
+        return bool(self._registry.has())
 
     def set(self, session: Any) -> None:
-        self._current().set(session)
+        if self._process is not forking.process:
+            self._renew()
+        self._registry.set(session)
 
     def clear(self) -> None:
-        self._current().clear()
+        if self._process is not forking.process:
+            self._renew()
+        self._registry.clear()
 
 
 def forget_at_fork(make: Callable[[], ScopedT]) -> ScopedT:
