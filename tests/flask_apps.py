@@ -16,12 +16,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+MADE: list[Flask] = []
+"""The applications of a test, which the fixture ``flask_apps_closed`` closes."""
+
+
 def make_app(folder: Path, uri: str | sa.URL | None = "sqlite://", **settings: Any) -> Flask:
     """Make an application whose instance folder is in ``folder``."""
     app = Flask("tests.flask_apps", instance_path=str(folder / "instance"))
     if uri is not None:
         app.config["SQLALCHEMY_DATABASE_URI"] = uri
     app.config.update(settings)
+    MADE.append(app)
     return app
 
 

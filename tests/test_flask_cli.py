@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import sqlalchemy as sa
 
 from sessionmgr.ext.flask import SQLAlchemy
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from flask import Flask
 
     from tests.servers import Database
+
+pytest_plugins = ["tests.flask_fixtures"]
+
+pytestmark = pytest.mark.usefixtures("flask_apps_closed")
 
 SECRET = "s3cret"
 
@@ -56,7 +61,6 @@ def test_check_asks_every_database(make_database: Callable[..., Database], tmp_p
     assert lost.startswith("failed  lost     postgresql+psycopg://me:***@127.0.0.1:1/lost  ")
     assert "refused" in lost
     assert run(make_ok(tmp_path), "check")[0] == 0
-    app.extensions["sessionmgr"].manager.close()
 
 
 def make_ok(folder: Path) -> Flask:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
     from tests.servers import Database
 
+pytest_plugins = ["tests.flask_fixtures"]
+
+pytestmark = pytest.mark.usefixtures("flask_apps_closed")
+
 
 def engines_of(app: Flask, **options: Any) -> Any:
     """Initialise an application, and give its engines."""
@@ -179,7 +183,6 @@ def test_mariadb_gets_utf8(make_database: Callable[..., Database], tmp_path: Pat
     db = SQLAlchemy(app)
     with app.app_context():
         assert db.session.scalar(sa.text("SELECT @@character_set_client")) == "utf8mb4"
-    app.extensions["sessionmgr"].manager.close()
 
 
 def test_bind_keys_of_table_functions(tmp_path: Path) -> None:

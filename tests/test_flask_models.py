@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+pytest_plugins = ["tests.flask_fixtures"]
+
+pytestmark = pytest.mark.usefixtures("flask_apps_closed")
+
 
 def key() -> Any:
     """Make the column of a primary key."""

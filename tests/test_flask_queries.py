@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
     from flask import Flask
 
+pytest_plugins = ["tests.flask_fixtures"]
+
+pytestmark = pytest.mark.usefixtures("flask_apps_closed")
+
 
 @pytest.fixture
 def flask_users(tmp_path: Path) -> tuple[Flask, SQLAlchemy, Any]:

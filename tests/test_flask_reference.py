@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
     from tests.servers import Database
 
+pytest_plugins = ["tests.flask_fixtures"]
+
+pytestmark = pytest.mark.usefixtures("flask_apps_closed")
+
 
 @pytest.fixture(params=["sqlite", "psycopg", "pymysql"])
 def flask_app(
@@ -47,11 +51,6 @@ POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
 REST = inspect.Parameter.VAR_KEYWORD
 REQUIRED = inspect.Parameter.empty
-
-
-def close(app: Flask) -> None:
-    """Close an application's pools."""
-    app.extensions["sessionmgr"].manager.close()
 
 
 # -- the blocks of the API
@@ -167,7 +166,6 @@ def test_basic_session_usage(flask_app: Flask) -> None:
         users = db.session.execute(db.select(User)).scalars().all()
 
     assert users == [user]
-    close(app)
 
 
 def test_using_query_convenience_methods(flask_app: Flask) -> None:
@@ -209,7 +207,6 @@ def test_using_query_convenience_methods(flask_app: Flask) -> None:
     assert client.get("/user/unique/john").text == "User: john"
     for path in ("/user/999", "/user/unique/nobody", "/user/unique/twin"):
         assert client.get(path).status_code == 404
-    close(app)
 
 
 def test_multiple_database_sessions(flask_app: Flask) -> None:
@@ -243,7 +240,6 @@ def test_multiple_database_sessions(flask_app: Flask) -> None:
         if db.engine.dialect.name == "sqlite":
             assert sa.inspect(db.engines["users"]).get_table_names() == ["user"]
             assert sa.inspect(db.engines["logs"]).get_table_names() == ["log"]
-    close(app)
 
 
 def test_session_pagination(flask_app: Flask) -> None:
@@ -281,7 +277,6 @@ def test_session_pagination(flask_app: Flask) -> None:
     assert last["users"] == [f"user{i:02}" for i in range(40, 45)]
     for nonsense in ("page=4", "page=0", "page=x"):
         assert client.get(f"/users?{nonsense}").status_code == 404
-    close(app)
 
 
 def test_manual_transaction_control(flask_app: Flask) -> None:
@@ -314,7 +309,6 @@ def test_manual_transaction_control(flask_app: Flask) -> None:
         add()
     with app.app_context():
         assert db.session.scalar(db.select(db.func.count()).select_from(User)) == 1
-    close(app)
 
 
 def test_session_configuration(tmp_path: Path) -> None:

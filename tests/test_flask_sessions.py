@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
     from tests.servers import Database
 
+pytest_plugins = ["tests.flask_fixtures"]
+
+pytestmark = pytest.mark.usefixtures("flask_apps_closed")
+
 
 def names(db: SQLAlchemy, user: Any) -> list[str]:
     """Read the user names in a context of its own."""
@@ -354,7 +358,6 @@ def test_prefork(driver: str, tmp_path: Path, make_database: Callable[..., Datab
             *(f"child-{i}-{n}" for i in range(2) for n in (1, 2)),
             *(f"parent-{n}" for n in (1, 2, 3)),
         ]
-    app.extensions["sessionmgr"].manager.close()
 
 
 def test_context_that_is_forked_has_a_new_session(
@@ -378,7 +381,6 @@ def test_context_that_is_forked_has_a_new_session(
         assert in_child(child)
         db.session.commit()
         assert names(db, user) == ["uncommitted"]
-    app.extensions["sessionmgr"].manager.close()
 
 
 def test_create_all_waits_for_others_that_create(
@@ -409,7 +411,6 @@ def test_create_all_waits_for_others_that_create(
 
     in_threads([look, create])
     assert sa.inspect(engine).has_table("user")
-    app.extensions["sessionmgr"].manager.close()
 
 
 def test_tables_that_are_there_cost_no_lock(tmp_path: Path) -> None:
