@@ -46,10 +46,10 @@ from sessionmgr import (
     SessionManager,
     SpannedBindsError,
 )
-from tests.isolation_helpers import undone
 from sessionmgr.routing import _look_again as event_of_mappers
 from sessionmgr.routing import find_metadata
 from tests.concurrency import in_threads
+from tests.isolation_helpers import undone
 from tests.items import open_transactions
 from tests.routed_models import (
     Address,
