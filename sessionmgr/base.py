@@ -24,7 +24,7 @@ from .options import (
     resolve,
 )
 from .routing import check_spans
-from .schema import create_within
+from .schema import create_within, has_all
 from .sqlite import is_memory
 from .stats import ManagerStats
 from .urls import DatabaseKey, hide_secrets, parse_url
@@ -416,8 +416,12 @@ class BaseManager(ABC, Generic[BindT, MakerT]):
         """See that a database has the tables of a metadata; tell whether it has them for good."""
         if entry.engine.dialect.is_async and not in_greenlet():
             return False  # get_bind() was called where nothing can be awaited
-        if connection is not None and entry.engine.dialect.name == "sqlite":
-            return create_within(connection(), metadata)
+        if connection is not None:  # another one may not be to be had, or wait for this one
+            if has_all(connection(), metadata):
+                return True
+            if entry.engine.dialect.name == "sqlite":
+                create_within(connection(), metadata)
+                return False  # a rollback takes them away
         self._prepare_tables(registry, entry, metadata)
         return True
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import CTE, Subquery, func, inspect, literal_column, select
 from sqlalchemy.orm.interfaces import CriteriaOption, UserDefinedOption
+from sqlalchemy.sql.selectable import GenerativeSelect
 
 from .errors import PaginationError
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = (
     "LARGEST",
+    "check_select",
     "counting",
     "entities_of",
     "final_froms",
@@ -31,6 +33,18 @@ __all__ = (
 
 LARGEST = 2**63 - 1
 """The largest LIMIT or OFFSET: PostgreSQL and SQLite count in 64 bits."""
+
+
+def check_select(statement: object) -> None:
+    """Check that a statement is one that the database can be asked for a part of.
+
+    :raises PaginationError: when it is not.
+    """
+    if not isinstance(statement, GenerativeSelect):
+        raise PaginationError(
+            f"{type(statement).__name__} cannot be shown in pages: give a select, or a union of"
+            " selects; of text() or from_statement() the database cannot be asked for a part"
+        )
 
 
 def window(statement: Statement, offset: int, limit: int) -> Statement:

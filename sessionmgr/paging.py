@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .errors import PageNotFoundError, PaginationError
-from .page_statements import LARGEST, counting, merges_rows, read, window
+from .page_statements import LARGEST, check_select, counting, merges_rows, read, window
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,8 +88,9 @@ class BasePagination:
         """Check the arguments; nothing is read yet.
 
         :raises PageNotFoundError: when ``page`` or ``per_page`` is nonsense, and ``error_out``.
-        :raises PaginationError: when ``max_per_page`` is nonsense.
+        :raises PaginationError: when ``max_per_page`` is nonsense, or the statement no select.
         """
+        check_select(select)
         self.page, self.per_page = page_arguments(page, per_page, max_per_page, error_out)
         self.max_per_page = max_per_page
         self.items: list[Any] = []

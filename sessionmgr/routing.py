@@ -12,6 +12,7 @@ from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import InvalidRequestError, NoInspectionAvailable
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.orm.exc import UnmappedClassError
+from sqlalchemy.schema import ExecutableDDLElement, SchemaItem
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.dml import UpdateBase
@@ -83,6 +84,10 @@ def _check_family(mapper: Mapper[Any]) -> None:
         _check_one_key(_tables_of(each), f"class {each.class_.__name__} is mapped to")
     tables = [table for each in family for table in _tables_of(each)]  # of concrete ones: one each
     _check_one_key(tables, f"class {mapper.class_.__name__} and its kin are mapped to")
+    for relation in mapper.relationships:
+        if isinstance(relation.secondary, Table):  # its rows go where the target's do
+            tables = [relation.secondary, *_tables_of(relation.mapper)]
+            _check_one_key(tables, f"{relation} goes through and to")
 
 
 def _tables_of(mapper: Mapper[Any]) -> list[Table]:
@@ -105,6 +110,10 @@ def find_table(clause: Any) -> Table | None:
         return clause
     if isinstance(clause, UpdateBase):
         return find_table(clause.table)
+    if isinstance(clause, ExecutableDDLElement):
+        clause = getattr(clause, "element", clause)
+    if isinstance(clause, SchemaItem):
+        return clause if isinstance(clause, Table) else getattr(clause, "table", None)
     if isinstance(clause, Select):
         # what takes a tenth of the time of a walk through the statement
         first = next(iter(clause.inner_columns), None)
@@ -313,7 +322,8 @@ def _check_one_key(
 ) -> None:
     by_key: dict[str, str] = {}
     for table in tables:
-        by_key.setdefault(bind_key_of(table) or DEFAULT, table.name)
+        key = bind_key_of(table)
+        by_key.setdefault(DEFAULT if key is None else key, table.name)
     if len(by_key) > 1 and len({urls(key) for key in by_key}) > 1:
         listed = ", ".join(f"{name!r} of bind key {key!r}" for key, name in by_key.items())
         raise SpannedBindsError(

@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine, MetaData
 
-__all__ = ("create_tables", "create_within", "drop_tables", "has_tables", "upgrade_tables")
+__all__ = (
+    "create_tables",
+    "create_within",
+    "drop_tables",
+    "has_all",
+    "has_tables",
+    "upgrade_tables",
+)
 
 #: Attempts to create the tables: the first, and ten more.
 ATTEMPTS = 11
@@ -56,16 +63,12 @@ def create_tables(
     _attempts(engine)(_create_under_lock, engine, metadata, database, timeout)
 
 
-def create_within(connection: Connection, metadata: MetaData) -> bool:
+def create_within(connection: Connection, metadata: MetaData) -> None:
     """Create the tables that a SQLite file lacks, in a transaction that may have locked it.
 
     :param connection: its connection; another one would wait for the lock.
-    :return: whether they were all there, and a rollback leaves them there.
     """
-    if _has_all(connection, metadata):
-        return True
     metadata.create_all(connection)
-    return False
 
 
 def _attempts(engine: Engine) -> Retrying:
@@ -85,10 +88,11 @@ def drop_tables(engine: Engine, metadata: MetaData) -> None:
 
 def _look(engine: Engine, metadata: MetaData) -> bool:
     with engine.connect() as connection:
-        return _has_all(connection, metadata)
+        return has_all(connection, metadata)
 
 
-def _has_all(connection: Connection, metadata: MetaData) -> bool:
+def has_all(connection: Connection, metadata: MetaData) -> bool:
+    """Tell whether a database has every table of ``metadata``, as a connection sees it."""
     wanted = {(connection.schema_for_object(t), t.name) for t in metadata.tables.values()}
     inspector = inspect(connection)
     for schema in {schema for schema, _ in wanted}:

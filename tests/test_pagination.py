@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import create_engine, delete, event, func, select, union
+from sqlalchemy import Integer, column, create_engine, delete, event, func, select, text, union
 from sqlalchemy.orm import (
     Session,
     aliased,
@@ -378,6 +378,15 @@ def test_contains_eager(reader: Session) -> None:
 def test_limits_that_are_no_number(reader: Session, statement: Any) -> None:
     """A select whose own limit only the database knows is refused."""
     with pytest.raises(PaginationError):
+        paginate(reader, statement)
+
+
+@pytest.mark.parametrize(
+    "statement", [text("SELECT 1"), text("SELECT 1 AS a").columns(column("a", Integer))]
+)
+def test_statement_without_parts_is_told(reader: Session, statement: Any) -> None:
+    """What the database cannot be asked for a part of is refused, and told so."""
+    with pytest.raises(PaginationError, match="give a select"):
         paginate(reader, statement)
 
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import re
-import sys
-import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import (
     Column,
-    ForeignKey,
     Integer,
     MetaData,
     Table,
@@ -29,26 +25,17 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError, InvalidRequestError
 from sqlalchemy.orm import (
-    DeclarativeBase,
-    Mapped,
     Session,
     aliased,
-    joinedload,
-    mapped_column,
-    selectinload,
 )
 from sqlalchemy.orm.exc import UnmappedClassError
+from sqlalchemy.schema import CreateTable, DropTable
 
 from sessionmgr import (
-    AsyncSessionManager,
     EngineOptionsError,
     NoSuchBindError,
     SessionManager,
-    SpannedBindsError,
 )
-from sessionmgr.routing import _look_again as event_of_mappers
-from sessionmgr.routing import find_metadata
-from tests.concurrency import in_threads
 from tests.isolation_helpers import undone
 from tests.items import open_transactions
 from tests.routed_models import (
@@ -57,49 +44,22 @@ from tests.routed_models import (
     MainBase,
     Order,
     Person,
-    notes,
     orders,
     person,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.async_facade import ManagerClass
     from tests.servers import Database
 
+pytest_plugins = ["tests.routing_fixtures"]
+
 servers = pytest.mark.parametrize(
     "drivers", [("psycopg", "pymysql"), ("pymysql", "psycopg"), None], ids=["pg", "my", "sqlite"]
 )
-
-
-@pytest.fixture
-def databases(
-    drivers: tuple[str, str] | None,
-    make_database: Callable[..., Database],
-    tmp_path: Path,
-    sqlite: str,
-) -> dict[str, Any]:
-    """Return the URLs of two databases, by bind key."""
-    if drivers is None:
-        return {key: f"{sqlite}:///{tmp_path / key}.db" for key in ("default", "users")}
-    return dict(zip(("default", "users"), (make_database(d).url for d in drivers), strict=True))
-
-
-@pytest.fixture
-def router(manager_class: ManagerClass, databases: dict[str, Any]) -> Iterator[SessionManager]:
-    """Return a manager of both."""
-    with manager_class(metadata=MainBase.metadata, binds=databases, pooling="always") as manager:
-        yield manager
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Iterator[SessionManager]:
-    """Return a manager of two SQLite files."""
-    binds = {key: f"sqlite:///{tmp_path / key}.db" for key in ("default", "users")}
-    with SessionManager(metadata=MainBase.metadata, binds=binds, pooling="always") as manager:
-        yield manager
 
 
 @servers
@@ -202,99 +162,6 @@ def test_explicit_bind_wins(files: SessionManager) -> None:
         assert session.get_bind(Person) is connection
 
 
-def test_join_over_databases_is_refused(files: SessionManager) -> None:
-    """A statement over tables of two databases names them, and their bind keys."""
-    query = select(Order).join(Person, Person.id == Order.person_id)
-    named = r"'orders' of bind key 'default', 'person' of bind key 'users'"
-    with files.session() as session:
-        session.add(Order(person_id=1))
-        for _ in range(2):  # the second time SQLAlchemy might have had it compiled
-            with pytest.raises(SpannedBindsError, match=named):
-                session.execute(query)
-        with pytest.raises(SpannedBindsError, match=named):
-            session.execute(select(Order).options(joinedload(Order.person)))
-        with pytest.raises(SpannedBindsError, match="'orders' of bind key 'default'"):
-            session.execute(insert(orders).from_select(["person_id"], select(person.c.id)))
-        with pytest.raises(SpannedBindsError, match=named):
-            session.execute(
-                delete(orders).where(orders.c.id == select(person.c.id).scalar_subquery())
-            )
-        assert session.scalars(select(Order).options(selectinload(Order.person))).all()
-
-
-def test_class_over_databases_is_refused(files: SessionManager) -> None:
-    """A class whose joined tables are of two bind keys cannot be used, and is told why."""
-
-    class Base(DeclarativeBase):
-        metadata = MetaData(info={"bind_key": "users"})
-
-    class Party(Base):
-        __tablename__ = "party"
-        id: Mapped[int] = mapped_column(primary_key=True)
-
-    with files.session() as session:
-        session.add(Party())
-        session.flush()
-
-        class Customer(Party):
-            metadata = MetaData()
-            __tablename__ = "customer"
-            id: Mapped[int] = mapped_column(ForeignKey(Party.id), primary_key=True)
-
-        with pytest.raises(SpannedBindsError, match="class Customer is mapped to tables"):
-            session.execute(select(Customer))
-        session.add(Customer())
-        with pytest.raises(SpannedBindsError, match="of bind key 'users'"):
-            session.flush()
-
-
-def test_concrete_class_over_databases_is_refused(files: SessionManager) -> None:
-    """A hierarchy with a table for each class is of one bind key: a flush asks for its base."""
-
-    class Base(DeclarativeBase):
-        metadata = MetaData(info={"bind_key": "users"})
-
-    class Party(Base):
-        __tablename__ = "party"
-        id: Mapped[int] = mapped_column(primary_key=True)
-
-    class Customer(Party):
-        metadata = MetaData()
-        __tablename__ = "customer"
-        id: Mapped[int] = mapped_column(primary_key=True)
-        __mapper_args__ = {"concrete": True}  # noqa: RUF012
-
-    with files.session() as session:
-        session.add(Customer())
-        with pytest.raises(SpannedBindsError, match="class Party and its kin are mapped to"):
-            session.flush()
-        with pytest.raises(SpannedBindsError, match="'customer' of bind key 'default'"):
-            session.get_bind(Customer)
-
-
-def test_classes_are_found_while_others_are_configured(files: SessionManager) -> None:
-    """Another thread may make what is known of classes be forgotten at any time."""
-    done = threading.Event()
-
-    def forget() -> None:
-        while not done.is_set():
-            event_of_mappers()
-
-    def find() -> None:
-        try:
-            for _ in range(20_000):
-                assert find_metadata(Person, None) is Person.metadata
-        finally:
-            done.set()
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        in_threads([forget, find])
-    finally:
-        sys.setswitchinterval(interval)
-
-
 def test_unknown_bind_key_is_told(tmp_path: Path) -> None:
     """The error lists the bind keys that there are; nothing is sent anywhere."""
     with SessionManager(binds={"logs": f"sqlite:///{tmp_path / 'x.db'}"}) as manager:
@@ -344,37 +211,6 @@ def test_session_options_and_class_are_kept(tmp_path: Path) -> None:
         with manager.session(expire_on_commit=True) as session:
             assert session.expire_on_commit
     assert len(asked) == 1
-
-
-@pytest.mark.parametrize("name", ["one.db", ""], ids=["file", "memory"])
-def test_second_metadata_of_a_locked_file(
-    tmp_path: Path, manager_class: ManagerClass, sqlite: str, name: str
-) -> None:
-    """Tables of a second metadata are made in the transaction that has the file's lock."""
-    url = f"{sqlite}:///{tmp_path / name}" if name else f"{sqlite}://"
-    with manager_class(metadata=MainBase.metadata, binds={"default": url}) as manager:
-        for end in (Session.rollback, Session.commit, Session.commit):
-            with manager.session() as session:
-                session.add(Order(person_id=1))
-                session.flush()
-                session.execute(insert(notes))
-                end(session)
-        with manager.session() as session:
-            assert session.scalar(select(func.count()).select_from(notes)) == 2
-
-
-def test_asking_for_the_bind_prepares_nothing(tmp_path: Path) -> None:
-    """A coroutine that asks for an engine cannot wait for tables; the first statement does."""
-    binds = {key: f"sqlite+aiosqlite:///{tmp_path / key}.db" for key in ("default", "users")}
-
-    async def main() -> None:
-        manager = AsyncSessionManager(metadata=MainBase.metadata, binds=binds)
-        async with manager, manager.session() as session:
-            assert (await session.scalars(select(Order))).all() == []
-            assert session.get_bind(Person).url.database.endswith("users.db")
-            assert (await session.scalars(select(Person))).all() == []
-
-    asyncio.run(main())
 
 
 def test_engine_stays_the_transactions(files: SessionManager) -> None:
@@ -505,3 +341,11 @@ def test_isolation_of_routed_sessions(
     with router.session() as session:
         assert session.scalars(select(Person)).all() == []
         assert session.scalars(select(Order)).all() == []
+
+
+@pytest.mark.parametrize("item", [CreateTable, DropTable, lambda table: table.c.id])
+def test_schema_items_find_their_database(files: SessionManager, item: Callable) -> None:
+    """DDL goes to the database of its table."""
+    with files.session() as session:
+        assert session.get_bind(clause=item(person)).url.database.endswith("users.db")
+        assert session.get_bind(clause=item(orders)).url.database.endswith("default.db")
