@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, FastAPI
-from sqlalchemy import URL, Engine, MetaData, make_url, select, union
+from sqlalchemy import URL, Engine, MetaData, Select, make_url, select, union
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
@@ -49,6 +49,9 @@ from sessionmgr import (
 )
 from sessionmgr.ext.billiard import initializer, on_process_exit
 from sessionmgr.ext.fastapi import AsyncSessions, Sessions, health_router
+from sessionmgr.ext.flask import Pagination as FlaskPagination
+from sessionmgr.ext.flask import Session as FlaskSession
+from sessionmgr.ext.flask import SQLAlchemy
 from sessionmgr.isolation import Isolation
 from sessionmgr.keyset import KeysetPage, paginate_keyset
 from sessionmgr.pagination import AsyncPagination, Pagination
@@ -56,6 +59,8 @@ from sessionmgr.testing import isolated
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from flask import Flask
 
 URL_TEXT = "postgresql+psycopg://app@db/orders"
 
@@ -330,6 +335,52 @@ async def awaited_pages(session: AsyncSession, scoped: async_scoped_session[Asyn
     assert_type(await page.prev(), AsyncPagination)
     assert_type(await paginate(scoped, LINES), AsyncPagination)
     assert_type(await paginate_keyset(session, LINES), KeysetPage)
+
+
+# -- several databases in one session
+
+
+def tenant_url(bind_key: str) -> URL | None:
+    """Find the URL of a tenant."""
+    return make_url(f"{URL_TEXT}_{bind_key}") if bind_key.startswith("tenant") else None
+
+
+def route(manager: SessionManager) -> None:
+    """Open routed sessions, with the databases that come and go."""
+    SessionManager(binds=binds, resolver=tenant_url)
+    SessionManager(resolver=lambda _: {"url": URL_TEXT, "pool_size": 2})
+    SessionManager(resolver=URL_TEXT)  # type: ignore[arg-type]
+    manager.add_bind("logs", {"url": URL_TEXT, "pool_size": 5})
+    manager.remove_bind("logs")
+    assert_type(manager.session(expire_on_commit=False, twophase=True), Session)
+    assert_type(manager.scoped(), scoped_session[Session])
+    assert_type(manager.scoped(lambda: 1), scoped_session[Session])
+
+
+async def route_in_loop(manager: AsyncSessionManager) -> None:
+    """Do the same in an event loop."""
+    manager.add_bind("logs", URL_TEXT)
+    await manager.remove_bind("logs")
+    assert_type(manager.session(), AsyncSession)
+    assert_type(manager.scoped(lambda: 1), async_scoped_session[AsyncSession])
+
+
+# -- Flask
+
+db = SQLAlchemy(engine_options={"pool_size": 5}, session_options={"expire_on_commit": False})
+
+
+def view(app: Flask, statement: Select[tuple[Line]]) -> None:
+    """Use the extension in an application."""
+    db.init_app(app)
+    assert_type(db.session, scoped_session[FlaskSession])
+    assert_type(db.engine, Engine)
+    assert_type(db.engines["logs"], Engine)
+    assert_type(db.get_or_404(Line, 1, description="no such line"), Line)
+    assert_type(db.paginate(statement, per_page=10), FlaskPagination)
+    assert_type(db.metadatas[None], MetaData)
+    db.create_all()
+    db.drop_all(bind_key=["logs", None])
 
 
 initializer()
