@@ -175,7 +175,10 @@ class AsyncSessionManager(BaseManager[AsyncEngine, Maker]):
         :return: a session; close it, or use it in an ``async with`` statement, which does.
         :raises EngineOptionsError: when an option is unknown, or is one of the manager's only.
         """
-        return self._routed(options)(**options)
+        maker = self._routed_maker
+        if maker is None or options:
+            maker = self._routed(options)
+        return maker(**options)
 
     def scoped(self, scope: Callable[[], Hashable]) -> async_scoped_session[AsyncSession]:
         """Give an ``async_scoped_session`` of such sessions.

@@ -150,7 +150,10 @@ class SessionManager(BaseManager[Engine, sessionmaker[Session]]):
         :return: a session; close it, or use it in a ``with`` statement, which does.
         :raises EngineOptionsError: when an option is unknown, or is one of the manager's only.
         """
-        return self._routed(options)(**options)
+        maker = self._routed_maker
+        if maker is None or options:
+            maker = self._routed(options)
+        return maker(**options)
 
     def scoped(self, scope: Callable[[], Hashable] | None = None) -> scoped_session[Session]:
         """Give a ``scoped_session`` of such sessions.

@@ -106,28 +106,28 @@ def find_table(clause: Any) -> Table | None:
 
     :param clause: a statement, or a part of one: a table, an alias, a join, a subquery, a CTE.
     """
-    if isinstance(clause, Table):
-        return clause
+    if isinstance(clause, Select):
+        # what takes a tenth of the time of a walk through the statement
+        source = getattr(next(iter(clause.inner_columns), None), "table", None)
+        if isinstance(source, Table):
+            return source
+        source = _go_down(source)
+        found = find_table(source) if isinstance(source, (Table, Select, UpdateBase)) else None
+        if found is not None:
+            return found
     if isinstance(clause, UpdateBase):
         return find_table(clause.table)
     if isinstance(clause, ExecutableDDLElement):
         clause = getattr(clause, "element", clause)
     if isinstance(clause, SchemaItem):
         return clause if isinstance(clause, Table) else getattr(clause, "table", None)
-    if isinstance(clause, Select):
-        # what takes a tenth of the time of a walk through the statement
-        first = next(iter(clause.inner_columns), None)
-        table = _go_down(getattr(first, "table", None))
-        found = find_table(table) if isinstance(table, Table | Select | UpdateBase) else None
-        if found is not None:
-            return found
     elements = visitors.iterate(clause)
     return next((element for element in elements if isinstance(element, Table)), None)
 
 
 def _go_down(source: Any) -> Any:
     """Go to what is first in joins, and under aliases, subqueries and CTEs."""
-    while isinstance(source, AliasedReturnsRows | Join):
+    while isinstance(source, (AliasedReturnsRows, Join)):
         source = source.left if isinstance(source, Join) else source.element
     return source
 
