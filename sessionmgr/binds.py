@@ -147,12 +147,19 @@ def _read(key: object, bind: Any, whose: str = "") -> DatabaseKey:
         raise DatabaseURLError(f"binds: a bind key is a string without '://', not {show(key)}")
     origin = f"{whose}binds[{key!r}]"
     if not isinstance(bind, Mapping):
-        return DatabaseKey(parse_url(bind), key, Layer(origin, {}))
+        return DatabaseKey(_read_url(bind, origin), key, Layer(origin, {}))
     options = dict(bind)
     if "url" not in options:
         raise DatabaseURLError(f"{origin} has no 'url'; it has {list_names(options)}")
-    url = parse_url(options.pop("url"))
+    url = _read_url(options.pop("url"), origin)
     return DatabaseKey(url, key, check_options(Layer(origin, options)))
+
+
+def _read_url(url: Any, origin: str) -> URL:
+    try:
+        return parse_url(url)
+    except DatabaseURLError as error:
+        raise DatabaseURLError(f"{origin}: {error}") from None
 
 
 def _content(key: DatabaseKey) -> tuple[URL, Mapping[str, Any]]:

@@ -87,19 +87,20 @@ def test_session_outlives_its_bind(
 
 
 @pytest.mark.parametrize(
-    ("bind_key", "bind", "error"),
+    ("bind_key", "bind", "error", "told"),
     [
-        ("a://b", "sqlite://", DatabaseURLError),
-        (7, "sqlite://", DatabaseURLError),
-        ("key", {"echo": True}, DatabaseURLError),
-        ("key", f"postgresql//u:{SECRET}@h/d", DatabaseURLError),
-        ("key", {"url": "sqlite://", "ping_if_idle": "x"}, EngineOptionsError),
+        ("a://b", "sqlite://", DatabaseURLError, "bind key"),
+        (7, "sqlite://", DatabaseURLError, "bind key"),
+        ("key", {"echo": True}, DatabaseURLError, r"binds\['key'\] has no 'url'"),
+        ("key", f"postgresql//u:{SECRET}@h/d", DatabaseURLError, r"binds\['key'\]: cannot read"),
+        ("key", {"url": 7}, DatabaseURLError, r"binds\['key'\]: .* not by int"),
+        ("key", {"url": "sqlite://", "ping_if_idle": "x"}, EngineOptionsError, "ping_if_idle"),
     ],
 )
-def test_wrong_binds_are_told(bind_key: Any, bind: Any, error: type[Exception]) -> None:
-    """What cannot be a bind is refused when it is added, and shows no password."""
+def test_wrong_binds_are_told(bind_key: Any, bind: Any, error: type[Exception], told: str) -> None:
+    """What cannot be a bind is refused when it is added, by its name, and shows no password."""
     with SessionManager() as manager:
-        with pytest.raises(error) as caught:
+        with pytest.raises(error, match=told) as caught:
             manager.add_bind(bind_key, bind)
         assert SECRET not in str(caught.value)
 
