@@ -56,13 +56,14 @@ def test_no_database_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "error", "text"),
     [
-        ({"SQLALCHEMY_DATABASE_URI": "nonsense"}, DatabaseURLError, "cannot read"),
+        ({"SQLALCHEMY_DATABASE_URI": "nonsense"}, DatabaseURLError, "^SQLALCHEMY_DATABASE_URI: "),
+        ({"SQLALCHEMY_BINDS": {"a": "nonsense"}}, DatabaseURLError, r"^SQLALCHEMY_BINDS\['a'\]: "),
         ({"SQLALCHEMY_BINDS": {"a": {"echo": True}}}, DatabaseURLError, r"binds\['a'\] has no"),
         ({"SQLALCHEMY_BINDS": {"default": "sqlite://"}}, EngineOptionsError, "another name"),
         ({"SQLALCHEMY_ENGINE_OPTIONS": {"nonsense": 1}}, EngineOptionsError, "nonsense"),
         ({"SQLALCHEMY_ENGINE_OPTIONS": {"pool": object()}}, EngineOptionsError, "poolclass="),
     ],
-    ids=["url", "no url", "default", "unknown option", "pool"],
+    ids=["url", "url of a bind", "no url", "default", "unknown option", "pool"],
 )
 def test_wrong_settings_raise_at_init_app(
     settings: dict[str, Any], error: type[Exception], text: str, tmp_path: Path

@@ -240,7 +240,7 @@ def test_bind_key_without_database(tmp_path: Path) -> None:
     db = SQLAlchemy(app)
     lost = make_user(db, "nowhere")
     with app.app_context():
-        with pytest.raises(NoSuchBindError, match=r"'nowhere'.*'users'"):
+        with pytest.raises(NoSuchBindError, match=r"'nowhere' in SQLALCHEMY_BINDS.*'users'"):
             db.session.get(lost, 1)
         with pytest.raises(UnboundExecutionError, match=r"SQLALCHEMY_DATABASE_URI.*'users'"):
             db.session.execute(sa.text("SELECT 1"))

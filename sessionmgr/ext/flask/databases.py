@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sessionmgr.binds import DEFAULT, show
-from sessionmgr.errors import EngineOptionsError, FlaskSetupError, NoSuchBindError
+from sessionmgr.errors import DatabaseURLError, EngineOptionsError, FlaskSetupError, NoSuchBindError
 from sessionmgr.manager import SessionManager
 from sessionmgr.sqlite import is_memory
 from sessionmgr.urls import parse_url
@@ -60,7 +60,10 @@ class Engines(Mapping["str | None", "sa.Engine"]):
         own = DEFAULT if bind_key is None else bind_key
         if self._bind_keys.get(own, own) != bind_key:
             raise no_such_bind(bind_key, self)
-        return self.manager._find_engine(own, None, None)
+        try:
+            return self.manager._find_engine(own, None, None)
+        except NoSuchBindError:  # the manager knows nothing of Flask's settings
+            raise no_such_bind(bind_key, self) from None
 
     def __iter__(self) -> Iterator[str | None]:
         # not their text, which is for people
@@ -120,7 +123,7 @@ def make_engines(
     manager = SessionManager(
         tuple(callbacks),
         binds={
-            DEFAULT if key is None else key: _fitted(app, options, engine_options)
+            DEFAULT if key is None else key: _fitted(app, key, options, engine_options)
             for key, options in databases.items()
         },
         pooling="always",
@@ -162,12 +165,15 @@ def _read(app: Flask) -> dict[str | None, dict[str, Any]]:
 
 
 def _fitted(
-    app: Flask, options: Mapping[str, Any], engine_options: Mapping[str, Any]
+    app: Flask, bind_key: str | None, options: Mapping[str, Any], engine_options: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     """Add the defaults for a kind of database to the options of a bind."""
     if "url" not in options:
         return options  # the manager tells which bind has none
-    url: sa.URL = parse_url(options["url"])
+    try:
+        url: sa.URL = parse_url(options["url"])
+    except DatabaseURLError as error:
+        raise DatabaseURLError(f"{_setting_of(app, bind_key)}: {error}") from None
     backend = url.get_backend_name()
     if backend == "sqlite":
         return {**options, "url": _in_instance_folder(app, url)}
@@ -177,6 +183,12 @@ def _fitted(
         url = url.update_query_dict({"charset": "utf8mb4"})
     recycle = engine_options.get("pool_recycle", _MYSQL_RECYCLE)
     return {"pool_recycle": recycle, **options, "url": url}
+
+
+def _setting_of(app: Flask, bind_key: str | None) -> str:
+    if bind_key is None and app.config["SQLALCHEMY_DATABASE_URI"] is not None:
+        return "SQLALCHEMY_DATABASE_URI"
+    return f"SQLALCHEMY_BINDS[{'None' if bind_key is None else show(bind_key)}]"
 
 
 def _in_instance_folder(app: Flask, url: sa.URL) -> sa.URL:
