@@ -86,11 +86,20 @@ def test_create_all(tmp_path: Path) -> None:
     assert run(app, "create-all", "--bind-key", "default")[0] == 0
     assert tables() == [["user"], ["log"]]
     assert run(app, "create-all") == (0, ["databases", "tables are there in: default, b"])
+    printed = app.test_cli_runner().invoke(args=["sessionmgr", "create-all"])
+    assert printed.stdout == "tables are there in: default, b\n"  # the progress is on stderr
     status, lines = run(app, "create-all", "--bind-key", "c")
     assert (status, lines[-1]) == (
         2,
         "Error: Invalid value: no bind key 'c'; there are: default, b",
     )
+
+
+def test_bind_that_is_called_default(tmp_path: Path) -> None:
+    """Where there is no default database, a bind may have its name."""
+    app = make_app(tmp_path, None, SQLALCHEMY_BINDS={"default": "sqlite://"})
+    SQLAlchemy(app)
+    assert run(app, "create-all", "--bind-key", "default")[0] == 0
 
 
 def test_create_all_that_fails(tmp_path: Path) -> None:

@@ -47,6 +47,15 @@ def test_settings_have_their_documented_defaults(tmp_path: Path) -> None:
     }
 
 
+def test_defaults_are_not_shared(tmp_path: Path) -> None:
+    """What is put into one application's settings does not reach another's."""
+    one, other = make_app(tmp_path), make_app(tmp_path)
+    engines_of(one)
+    one.config["SQLALCHEMY_BINDS"]["late"] = "sqlite://"
+    engines_of(other)
+    assert other.config["SQLALCHEMY_BINDS"] == {}
+
+
 def test_no_database_is_an_error(tmp_path: Path) -> None:
     """An application that names no database is told which settings do."""
     with pytest.raises(FlaskSetupError, match="SQLALCHEMY_DATABASE_URI, or SQLALCHEMY_BINDS"):
@@ -211,7 +220,7 @@ def test_bind_keys_of_table_functions(tmp_path: Path) -> None:
         db.reflect()
         assert list(db.metadata.tables) == ["user"]
         with pytest.deprecated_call():
-            assert db.get_engine("b") is db.engines["b"]
+            assert db.get_engine("b") is db.get_engine(bind="b") is db.engines["b"]
         db.drop_all()
         assert tables() == [[], []]
 

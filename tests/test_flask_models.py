@@ -18,7 +18,7 @@ from sqlalchemy.orm import (
 )
 
 from sessionmgr.errors import FlaskModelError
-from sessionmgr.ext.flask import Model, SQLAlchemy
+from sessionmgr.ext.flask import Model, Query, SQLAlchemy
 from sessionmgr.ext.flask.model import DefaultMeta, camel_to_snake_case
 from tests.flask_apps import all_bases, make_app, make_user
 
@@ -156,6 +156,48 @@ def test_no_primary_key(make_base: Callable[[], type[Any]]) -> None:
         pass
 
     assert Seen.__table__ is table
+    table = db.Table("there", key_named(), schema="s")
+
+    class There(db.Model):
+        __table_args__ = ({"schema": "s"},)
+
+    assert There.__table__ is table
+
+
+def test_name_that_a_mixin_computes() -> None:
+    """A ``__tablename__`` of ``declared_attr`` is left to say what it says, also for children."""
+    db = SQLAlchemy()
+
+    class Prefixed:
+        @declared_attr
+        def __tablename__(cls) -> str:  # noqa: N805
+            return f"app_{cls.__name__.lower()}"  # type: ignore[attr-defined]
+
+    class Parent(Prefixed, db.Model):
+        id = key()
+
+    class Child(Parent):
+        id = sa.Column(sa.ForeignKey(Parent.id), primary_key=True)
+
+    assert (Parent.__table__.name, Child.__table__.name) == ("app_parent", "app_child")
+
+
+def test_model_of_a_table(tmp_path: Path) -> None:
+    """A model may be mapped to a ``db.Table``: the table's bind key counts, whatever it says."""
+    app = make_app(tmp_path, SQLALCHEMY_BINDS={"users": "sqlite://"})
+    db = SQLAlchemy(app)
+
+    class User(db.Model):
+        __bind_key__ = "ignored"
+        __table__ = db.Table("people", key_named(), bind_key="users")
+
+    assert "ignored" not in db.metadatas
+    with app.app_context():
+        db.create_all()
+        db.session.add(User())
+        db.session.commit()
+        assert db.session.scalars(db.select(User)).one().id == 1
+        assert sa.inspect(db.engines["users"]).get_table_names() == ["people"]
 
 
 def key_named() -> Any:
@@ -266,6 +308,10 @@ def test_two_kinds_of_base_at_once() -> None:
 # -- bases of declarative_base()
 
 
+class Pages(Query[Any]):
+    """A class of queries of an application's own."""
+
+
 @pytest.mark.parametrize("own", [Model, object])
 def test_declarative_base_is_taken_as_it_is(own: type[Any]) -> None:
     """A base that ``declarative_base`` has made is ``db.Model``, and gets what it lacks."""
@@ -283,6 +329,19 @@ def test_declarative_base_is_taken_as_it_is(own: type[Any]) -> None:
         id = key()
 
     assert HTTPLog.__tablename__ == "http_log"
+
+
+def test_declarative_base_keeps_its_queries_and_takes_metadata() -> None:
+    """What such a base says of queries stays; the metadata argument is for it too."""
+    base = declarative_base(cls=type("Mine", (), {"query_class": Pages}), metaclass=DefaultMeta)
+    metadata = sa.MetaData()
+    db = SQLAlchemy(model_class=base, metadata=metadata)
+
+    class User(db.Model):
+        id = key()
+
+    assert User.query_class is Pages
+    assert User.__table__.metadata is db.metadata is metadata
 
 
 # -- metadata and tables

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("flask_apps_closed")
 
 @pytest.fixture
 def flask_users(tmp_path: Path) -> tuple[Flask, SQLAlchemy, Any]:
-    """Make an application with 45 users; the last two have one email."""
+    """Make an application with 45 users."""
     app = make_app(tmp_path)
     db = SQLAlchemy(app)
     user = make_user(db)
@@ -48,6 +48,10 @@ def test_found(flask_users: tuple[Flask, SQLAlchemy, Any]) -> None:
     with app.app_context():
         found = db.get_or_404(user, 1)
         assert found.username == "user01"
+        found.username = "changed"
+        assert db.get_or_404(user, 1, populate_existing=True).username == "changed"
+        db.session.rollback()
+        assert db.first_or_404(sa.select(user).order_by(user.id)) is found  # of many
         assert db.first_or_404(one) is db.one_or_404(one) is found
         assert user.query.first_or_404() is found
         assert query(user.query, username="user01").one_or_404() is found
@@ -151,6 +155,15 @@ def test_pages_turn(flask_users: tuple[Flask, SQLAlchemy, Any]) -> None:
         with pytest.raises(NotFound):
             last.next(error_out=True)
         assert db.paginate(sa.select(user).order_by(user.id), count=False).total is None
+        assert user.query.order_by(user.id).paginate(count=False).total is None
+
+
+def test_pages_without_a_request(flask_users: tuple[Flask, SQLAlchemy, Any]) -> None:
+    """A command or a task, which has no query string, gets the first 20."""
+    app, db, user = flask_users
+    with app.app_context():
+        page = db.paginate(sa.select(user).order_by(user.id))
+        assert (page.page, page.per_page, page.pages) == (1, 20, 3)
 
 
 # -- queries
@@ -197,6 +210,9 @@ def test_recorded_queries(tmp_path: Path) -> None:
     assert select.location.endswith("(test_recorded_queries)")
     with app.app_context():
         assert get_recorded_queries() == []
+        app.import_name = __name__[:-1]  # a neighbour, not its package
+        db.session.execute(sa.text("SELECT 1"))
+        assert get_recorded_queries()[-1].location == "<unknown>"
     with db_connection(app) as connection:  # nobody would read it
         connection.execute(sa.text("SELECT 1"))
 
@@ -220,6 +236,7 @@ def test_tracked_modifications(tmp_path: Path) -> None:
     silent = make_app(tmp_path)
     db = SQLAlchemy(app)
     db.init_app(silent)
+    db.init_app(make_app(tmp_path, SQLALCHEMY_TRACK_MODIFICATIONS=True))  # one more tells no more
     user = make_user(db)
     told: list[tuple[str, list[tuple[Any, str]]]] = []
 
@@ -243,6 +260,10 @@ def test_tracked_modifications(tmp_path: Path) -> None:
     def rename(name: str) -> None:
         db.session.get(user, 1).username = name
 
+    def commit_twice() -> None:
+        db.session.add(user(username="twice"))
+        db.session.commit()
+
     def add_in_vain() -> None:
         db.session.add(user(username="vain"))
         db.session.flush()
@@ -253,5 +274,6 @@ def test_tracked_modifications(tmp_path: Path) -> None:
         assert heard(app, lambda: rename("b")) == both("update")
         assert heard(app, lambda: rename("b")) == []
         assert heard(app, add_in_vain) == []
+        assert heard(app, commit_twice) == both("insert")
         assert heard(app, lambda: db.session.delete(db.session.get(user, 1))) == both("delete")
         assert heard(silent, lambda: db.session.add(user(username="a"))) == []

@@ -203,6 +203,10 @@ def test_plain_session_class_is_routed(tmp_path: Path) -> None:
     class Plain(PlainSession):
         asked: Any = None
 
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.mine = True
+
         def get_bind(self, *args: Any, **kwargs: Any) -> Any:
             self.asked = True
             return super().get_bind(*args, **kwargs)
@@ -213,6 +217,7 @@ def test_plain_session_class_is_routed(tmp_path: Path) -> None:
     with app.app_context():
         session = db.session()
         assert isinstance(session, Plain)
+        assert session.mine
         assert not session.autoflush
         assert session.get_bind(user) is db.engines["users"]
         assert session.asked
