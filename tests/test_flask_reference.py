@@ -130,6 +130,8 @@ def test_utility_functions(tmp_path: Path) -> None:
         assert _clause_to_engine(sa.text("SELECT 1"), db.engines) is None
         assert _clause_to_engine(sa.select(table.alias()), db.engines) is db.engines["users"]
         assert _clause_to_engine(table, dict(db.engines)) is db.engines["users"]
+        plain = sa.Table("plain", sa.MetaData(), sa.Column("id", sa.Integer))
+        assert _clause_to_engine(plain, db.engines) is None  # it says nothing of bind keys
         with pytest.raises(UnboundExecutionError, match=r"'nowhere'.*None, 'users'"):
             _clause_to_engine(lost, db.engines)
         first = _app_ctx_id()

@@ -316,3 +316,14 @@ def test_sessions_left_open_end_with_the_isolation(driver: str, url: str | URL) 
             left.scalar(select(Item.id))
         left.close()
         assert names(manager, url) == BEFORE
+
+
+def test_memory_databases_of_one_url_stay_apart(manager_class: ManagerClass, sqlite: str) -> None:
+    """Each bind key has its own database in memory, isolated or not."""
+    binds = {"one": f"{sqlite}://", "two": f"{sqlite}://"}
+    with make_manager(manager_class, binds=binds) as manager:
+        fill(manager, "one")
+        with undone(manager):
+            add(manager, "two", "mine")
+            assert (names(manager, "one"), names(manager, "two")) == (BEFORE, ["mine"])
+        assert (names(manager, "one"), names(manager, "two")) == (BEFORE, [])

@@ -99,7 +99,7 @@ TESTS = """
 
 
     @pytest.fixture(autouse=True)
-    def close_loops(isolate_first=None):
+    def close_loops():
         yield
         while loops:
             loop = loops.pop()

@@ -187,3 +187,14 @@ def test_join_with_a_database_that_moved(tmp_path: Path) -> None:
         manager.add_bind("users", f"sqlite:///{tmp_path / 'two.db'}")
         with manager.session() as session, pytest.raises(SpannedBindsError):
             session.execute(query)
+
+
+def test_join_over_memory_is_refused() -> None:
+    """Two databases in memory are two, though their URLs are the same."""
+    binds = {"default": "sqlite://", "users": "sqlite://"}
+    with (
+        SessionManager(metadata=MainBase.metadata, binds=binds) as manager,
+        manager.session() as session,
+        pytest.raises(SpannedBindsError, match="of bind key 'users'"),
+    ):
+        session.execute(select(Order).join(Person, Person.id == Order.person_id))
