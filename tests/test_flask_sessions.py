@@ -15,6 +15,7 @@ from sqlalchemy.pool import NullPool
 
 from sessionmgr import EngineOptionsError, FlaskSetupError, NoSuchBindError
 from sessionmgr.ext.flask import Session, SQLAlchemy
+from sessionmgr.isolation import isolated
 from sessionmgr.serverlock import server_lock
 from tests.concurrency import in_child, in_children, in_threads
 from tests.flask_apps import make_app, make_user
@@ -192,6 +193,37 @@ def test_custom_scope(tmp_path: Path) -> None:
         scope[0] = "one"
         assert db.session() is first
         db.session.remove()
+
+
+def test_isolated_application(tmp_path: Path) -> None:
+    """What requests and contexts commit is undone, in all databases, also in a context around."""
+    app = make_app(tmp_path, "sqlite:///a.db", SQLALCHEMY_BINDS={"users": "sqlite:///b.db"})
+    db = SQLAlchemy(app)
+    user = make_user(db, "users")
+    log = db.Table("log", sa.Column("id", sa.Integer, primary_key=True))
+
+    @app.post("/")
+    def add() -> list[int]:
+        db.session.add(user(username="new"))
+        db.session.execute(sa.insert(log))
+        db.session.commit()
+        return counts()
+
+    def counts() -> list[int]:
+        return [
+            len(db.session.execute(select).all()) for select in (sa.select(user), sa.select(log))
+        ]
+
+    with app.app_context():
+        db.create_all()
+    for _ in range(2):
+        with app.app_context():
+            with isolated(app.extensions["sessionmgr"].manager):
+                assert app.test_client().post("/").json == [1, 1]
+                assert counts() == [1, 1]
+                db.session.execute(sa.insert(log))  # and nobody ends this session in here
+            db.session.remove()
+            assert counts() == [0, 0]
 
 
 # -- classes and options of sessions
