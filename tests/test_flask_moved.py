@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from tests.servers import Database
 
+ROOT = Path(__file__).parents[1]
 APPLICATION = Path(__file__).parent / "data" / "moved_app"
 VARIABLES = ("BLOG_TEST_URI", "BLOG_TEST_STATS_URI")
 """What tells the application's tests where to run."""
@@ -56,7 +57,13 @@ def run_tests(application: Path, environment: dict[str, str]) -> subprocess.Comp
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
         cwd=application,
-        env={**os.environ, "PYTEST_ADDOPTS": "", "NO_COLOR": "1", **environment},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "PYTEST_ADDOPTS": "",
+            "NO_COLOR": "1",
+            **environment,
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
