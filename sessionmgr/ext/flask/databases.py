@@ -57,8 +57,8 @@ class Engines(Mapping["str | None", "sa.Engine"]):
         self._bind_keys = bind_keys
 
     def __getitem__(self, bind_key: str | None) -> sa.Engine:
-        own = DEFAULT if bind_key is None else bind_key
-        if self._bind_keys.get(own, own) != bind_key:
+        own = self._own(bind_key)
+        if own is None:
             raise no_such_bind(bind_key, self)
         try:
             return self.manager._find_engine(own, None, None)
@@ -74,7 +74,13 @@ class Engines(Mapping["str | None", "sa.Engine"]):
         return len(self.manager._binds.databases())
 
     def __contains__(self, bind_key: object) -> bool:
-        return bind_key in tuple(self)
+        own = self._own(bind_key)
+        return own is not None and self.manager._binds.find(own) is not None
+
+    def _own(self, bind_key: Any) -> str | None:
+        """Give the manager's bind key, or ``None`` where the application's cannot be one."""
+        own: str = DEFAULT if bind_key is None else bind_key
+        return own if self._bind_keys.get(own, own) == bind_key else None
 
     def __repr__(self) -> str:
         return f"<Engines of bind keys {', '.join(map(repr, self))}>"
