@@ -156,12 +156,13 @@ def test_no_primary_key(make_base: Callable[[], type[Any]]) -> None:
         pass
 
     assert Seen.__table__ is table
-    table = db.Table("there", key_named(), schema="s")
+    own = sa.Column("id", sa.ForeignKey(Seen.__table__.c.id), primary_key=True)
+    table = db.Table("there", own, schema="s")
 
-    class There(db.Model):
+    class There(Seen):
         __table_args__ = ({"schema": "s"},)
 
-    assert There.__table__ is table
+    assert There.__table__ is table  # and not its parent's
 
 
 def test_name_that_a_mixin_computes() -> None:
@@ -179,7 +180,18 @@ def test_name_that_a_mixin_computes() -> None:
     class Child(Parent):
         id = sa.Column(sa.ForeignKey(Parent.id), primary_key=True)
 
-    assert (Parent.__table__.name, Child.__table__.name) == ("app_parent", "app_child")
+    class Own(db.Model):
+        id = key()
+
+        @declared_attr
+        def __tablename__(cls) -> str:  # noqa: N805
+            return f"own_{cls.__name__.lower()}"
+
+    class OfOwn(Own):
+        id = sa.Column(sa.ForeignKey(Own.id), primary_key=True)
+
+    names = [model.__table__.name for model in (Parent, Child, Own, OfOwn)]
+    assert names == ["app_parent", "app_child", "own_own", "own_ofown"]
 
 
 def test_model_of_a_table(tmp_path: Path) -> None:
