@@ -277,6 +277,7 @@ def test_bind_key_without_database(tmp_path: Path) -> None:
     db = SQLAlchemy(app)
     lost = make_user(db, "nowhere")
     with app.app_context():
+        assert None not in db.engines
         with pytest.raises(NoSuchBindError, match=r"'nowhere' in SQLALCHEMY_BINDS.*'users'"):
             db.session.get(lost, 1)
         with pytest.raises(UnboundExecutionError, match=r"SQLALCHEMY_DATABASE_URI.*'users'"):
@@ -294,6 +295,9 @@ def test_bind_added_at_run_time(tmp_path: Path) -> None:
         assert "tenant" not in db.engines
         db.engines.manager.add_bind("tenant", "sqlite://")
         assert list(db.engines) == [None, "tenant"]
+        assert "default" not in db.engines  # it is None here
+        with pytest.raises(NoSuchBindError, match="'default' in SQLALCHEMY_BINDS"):
+            _ = db.engines["default"]
         assert len(db.engines) == 2
         db.create_all("tenant")
         assert names(db, user) == []
