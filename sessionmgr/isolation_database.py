@@ -302,13 +302,17 @@ class IsolatedDatabase:
     # -- the end
 
     def end(self) -> None:
-        """Roll everything back, and give the connection back. In its loop, if it has one."""
+        """Roll everything back, and give the connection back. In its loop, if it has one.
+
+        :raises IsolationError: when something had been committed all the same.
+        """
         outer = self._leave()
         if outer is None:
             return
         if self._is_dead:
             outer.invalidate()
             return
+        committed = self._lost is None and self._was_ended(outer)
         try:
             if self._commits_itself:  # some drivers send none then
                 _send(outer, "ROLLBACK")
@@ -317,6 +321,17 @@ class IsolatedDatabase:
             outer.invalidate(error)
         else:
             outer.close()
+        if committed:
+            raise IsolationError(
+                f"database {self.name}: its transaction had ended before the isolation did, so what"
+                " was written may still be there. The driver's own executescript() and commit() do"
+                " that: use SQLAlchemy's, or a raw connection's"
+            )
+
+    def _was_ended(self, outer: PoolProxiedConnection) -> bool:
+        """Tell whether somebody has committed behind our back; only SQLite's driver knows."""
+        raw = raw_connection(outer.driver_connection) if self._dialect.name == "sqlite" else None
+        return getattr(raw, "in_transaction", True) is False
 
     def cut(self) -> None:
         """Close the connection where its event loop cannot do it any more."""

@@ -319,3 +319,17 @@ def test_cancelled_statements_are_told(driver: str, make_database: Callable[...,
                 assert await session.run_sync(item_names) == []
 
     asyncio.run(work())
+
+
+def test_commit_behind_its_back_is_told(tmp_path: Path) -> None:
+    """What the SQLite driver itself has committed is not undone: the end of the block says so."""
+    with SessionManager(metadata=ItemBase.metadata, pooling="always") as manager:
+        url = f"sqlite:///{tmp_path / 'file.db'}"
+        fill(manager, url)
+        with (
+            pytest.raises(IsolationError, match=r"still be there.*executescript\(\)"),
+            isolated(manager),
+            manager.get_engine(url).connect() as connection,
+        ):
+            connection.connection.cursor().executescript("UPDATE item SET name = 'stays'")
+        assert names(manager, url) == ["stays"]  # and the manager goes on
