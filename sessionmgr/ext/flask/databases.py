@@ -119,10 +119,13 @@ def make_engines(
     :param callbacks: are given each engine that is made.
     :raises FlaskSetupError: when the configuration names no database.
     :raises DatabaseURLError: when a URL cannot be read.
-    :raises EngineOptionsError: when an option is unknown, or a bind key cannot be.
+    :raises EngineOptionsError: when an option is unknown, a bind key cannot be, or a setting is no
+        dictionary.
     """
     for name, default in _SETTINGS.items():
-        app.config.setdefault(name, default if default is None else type(default)(default))
+        value = app.config.setdefault(name, default if default is None else type(default)(default))
+        if isinstance(default, Mapping) and not isinstance(value, Mapping):
+            raise EngineOptionsError(f"{name} is a dictionary, not of type {type(value).__name__}")
     echo = app.config["SQLALCHEMY_ECHO"]
     general = {**_DEFAULTS, "echo": echo, "echo_pool": echo, **engine_options}
     databases = _read(app)
