@@ -47,6 +47,16 @@ class _ProcessRegistry:
             self._renew()
         return self._registry.registry.pop(self._registry.scopefunc(), None)
 
+    def forget(self, scope: Any, session: Any) -> bool:
+        """Take a session out, if it is that of a scope; tell whether it was."""
+        if self._process is not forking.process:
+            self._renew()
+        sessions = self._registry.registry
+        found = sessions.get(scope) is session
+        if found:
+            del sessions[scope]
+        return found
+
     def has(self) -> bool:
         if self._process is not forking.process:
             self._renew()

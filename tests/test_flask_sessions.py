@@ -472,3 +472,43 @@ def test_explicit_pool_class_is_kept(tmp_path: Path) -> None:
     app = make_app(tmp_path, "sqlite:///app.db", SQLALCHEMY_ENGINE_OPTIONS=options)
     SQLAlchemy(app)
     assert isinstance(app.extensions["sessionmgr"][None].pool, NullPool)
+
+
+# -- contexts that end in disorder
+
+
+def fail(error: BaseException | None) -> None:
+    """Fail, as a teardown function."""
+    raise RuntimeError("teardown")
+
+
+@pytest.mark.parametrize("raises", [True, False], ids=["teardown raises", "session anew"])
+def test_no_context_gets_the_session_of_another(tmp_path: Path, raises: bool) -> None:
+    """A session that no teardown has ended is ended with its context, and begins none after it.
+
+    Flask skips what follows a teardown function that raises; one may also use ``db.session`` after
+    the extension's, if it was registered before.
+    """
+    app = make_app(tmp_path, "sqlite:///app.db")
+    db = SQLAlchemy()
+    user = make_user(db)
+
+    def write(error: BaseException | None = None) -> None:
+        db.session.add(user(username="lost"))
+        db.session.flush()
+
+    if not raises:
+        app.teardown_appcontext(write)
+    db.init_app(app)
+    with app.app_context():
+        db.create_all()
+    for _ in range(2):  # the second is likely to be where the first one was
+        with app.app_context():
+            assert not db.session.new
+            assert not db.session().in_transaction()
+        if raises:
+            app.teardown_appcontext_funcs[1:] = [fail]
+            with pytest.raises(RuntimeError, match="teardown"), app.app_context():
+                write()
+            app.teardown_appcontext_funcs[1:] = []
+    assert app.extensions["sessionmgr"].manager.stats().databases[0].checked_out == 0

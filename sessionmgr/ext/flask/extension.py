@@ -128,6 +128,12 @@ class SQLAlchemy:
         if session is not None:
             session.close()
 
+    def _end_forgotten(self, scope: int, session: orm.Session | None) -> None:
+        """End a session whose context is gone, where that has not been done."""
+        registry: Any = self.session.registry  # of forget_at_fork
+        if session is not None and registry.forget(scope, session):
+            session.close()
+
     # -- sessions
 
     def _make_scoped_session(self, options: Mapping[str, Any]) -> orm.scoped_session[Session]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
+from flask import has_app_context
 from flask.globals import app_ctx
 from sqlalchemy import orm
 
@@ -26,6 +28,19 @@ class _AppSession(RoutedSession):
 
     _db: SQLAlchemy
     _engines: Engines | None = None
+    _context: weakref.ref[Any] | None = None
+
+    def _belong(self, db: SQLAlchemy) -> None:
+        """Note whose session this is, and have it ended with its context at the latest.
+
+        Flask leaves out the teardown functions that follow one that has raised, and one of those
+        may open a session anew. The next context may be at the same address.
+        """
+        self._db = db
+        if has_app_context():
+            scope, this = _app_ctx_id(), weakref.ref(self)
+            context = app_ctx._get_current_object()  # type: ignore[attr-defined]  # a LocalProxy
+            self._context = weakref.ref(context, lambda _: db._end_forgotten(scope, this()))
 
     def _find_engine(self, bind_key: str | None, *_: Any) -> sa.Engine:
         if self._engines is None:
@@ -48,7 +63,7 @@ class Session(_AppSession):
         :param kwargs: options of :class:`sqlalchemy.orm.Session`.
         """
         super().__init__(**kwargs)
-        self._db = db
+        self._belong(db)
 
 
 def session_class(given: type[Any]) -> type[orm.Session]:
@@ -61,7 +76,7 @@ def session_class(given: type[Any]) -> type[orm.Session]:
         return given
 
     def init(self: Any, db: SQLAlchemy, **kwargs: Any) -> None:
-        self._db = db
+        self._belong(db)
         super(own, self).__init__(**kwargs)
 
     bases = (_AppSession,) if given is orm.Session else (given, _AppSession)
