@@ -178,14 +178,18 @@ class IsolatedDatabase:
         :raises IsolationError: when it would commit for good, or the connection is not the one
             that is shared here, but a parent process's.
         """
-        if proxy.dbapi_connection is not self.connection():
-            raise _ended(self.name)
+        self._check_shared(proxy)
         kind, label = kind_of(statement, self._dialect.name)
         with self.turn():
+            self._check_shared(proxy)  # the isolation may have ended while this waited
             self._undo_abandoned()
             if not self._control(work, kind, label):
                 with self._statement(work, level):
                     self._execute(work, kind, send)
+
+    def _check_shared(self, proxy: PoolProxiedConnection) -> None:
+        if proxy.dbapi_connection is not self.connection():
+            raise _ended(self.name)
 
     @contextmanager
     def _statement(self, work: Work, level: str | None) -> Iterator[None]:
@@ -264,8 +268,9 @@ class IsolatedDatabase:
     def _finish(self, finish: Callable[[], None]) -> None:
         if self._is_open():
             with self.turn():
-                self._undo_abandoned()
-                finish()
+                if self._is_open():  # it may have ended while this waited
+                    self._undo_abandoned()
+                    finish()
 
     def abandon(self, work: Work) -> None:
         """Have a transaction undone before anything else is done.
@@ -306,7 +311,10 @@ class IsolatedDatabase:
 
         :raises IsolationError: when something had been committed all the same.
         """
-        outer = self._leave()
+        with self.turn():  # a thread that outlives the isolation may be in the midst of a statement
+            self._end(self._leave())
+
+    def _end(self, outer: PoolProxiedConnection | None) -> None:
         if outer is None:
             return
         if self._is_dead:

@@ -13,8 +13,9 @@ from sqlalchemy.pool import NullPool
 
 from sessionmgr import AsyncSessionManager, IsolationError, SessionManager
 from sessionmgr.isolation import isolated
+from tests.helpers import wait_until
 from tests.isolation_helpers import BEFORE, add, fill, make_url, names, undone, write
-from tests.items import Item, ItemBase, item_names, kill_connection
+from tests.items import Item, ItemBase, connection_id, item_names, kill_connection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -333,3 +334,39 @@ def test_commit_behind_its_back_is_told(tmp_path: Path) -> None:
         ):
             connection.connection.cursor().executescript("UPDATE item SET name = 'stays'")
         assert names(manager, url) == ["stays"]  # and the manager goes on
+
+
+@pytest.mark.parametrize("driver", ["pymysql", "mysqlclient"])
+def test_end_waits_for_a_statement(driver: str, make_database: Callable[..., Database]) -> None:
+    """A thread that is in the midst of a statement gets its answer, and the connection lives."""
+    database = make_database(driver)
+    elsewhere = create_engine(database.url, poolclass=NullPool)
+    answers: list[Any] = []
+    with SessionManager(pooling="always") as manager, elsewhere.connect() as other:
+        before = pooled_connection(manager, database)
+        other.execute(text(f"SELECT get_lock('{database.name}', 0)"))
+        isolation = isolated(manager)
+        isolation.begin()
+
+        def wait_for_lock() -> None:
+            with manager.session_factory(database.url) as session:
+                lock = text(f"SELECT get_lock('{database.name}', 60)")
+                answers.append(session.scalar(lock))
+
+        threads = [threading.Thread(target=each) for each in (wait_for_lock, isolation.end)]
+        threads[0].start()
+        running = "SELECT count(*) FROM information_schema.processlist WHERE info LIKE '%, 60)'"
+        wait_until(lambda: other.scalar(text(running)))
+        threads[1].start()
+        threads[1].join(0.2)  # what does not wait comes in between now
+        other.execute(text(f"SELECT release_lock('{database.name}')"))
+        for thread in threads:
+            thread.join()
+        assert answers == [1]
+        assert pooled_connection(manager, database) == before
+
+
+def pooled_connection(manager: SessionManager, database: Database) -> int:
+    """Return the id of the connection that a session gets."""
+    with manager.session_factory(database.url) as session:
+        return connection_id(session)
