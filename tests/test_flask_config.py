@@ -69,12 +69,20 @@ def test_no_database_is_an_error(tmp_path: Path) -> None:
         ({"SQLALCHEMY_BINDS": {"a": "nonsense"}}, DatabaseURLError, r"^SQLALCHEMY_BINDS\['a'\]: "),
         ({"SQLALCHEMY_BINDS": {"a": {"echo": True}}}, DatabaseURLError, r"binds\['a'\] has no"),
         ({"SQLALCHEMY_BINDS": {"default": "sqlite://"}}, EngineOptionsError, "another name"),
-        ({"SQLALCHEMY_BINDS": ["a"]}, EngineOptionsError, "SQLALCHEMY_BINDS .* of type list"),
-        ({"SQLALCHEMY_ENGINE_OPTIONS": None}, EngineOptionsError, "_OPTIONS .* of type NoneType"),
+        ({"SQLALCHEMY_ECHO": "yes"}, EngineOptionsError, "ECHO must be True, False or"),
+        ({"SQLALCHEMY_BINDS": {"": "sqlite://"}}, EngineOptionsError, "empty bind key"),
+        ({"SQLALCHEMY_BINDS": None}, EngineOptionsError, "BINDS must be a dictionary, not NoneT"),
+        ({"SQLALCHEMY_BINDS": ["x:s3cret@y"]}, EngineOptionsError, "BINDS must.* not list;"),
+        ({"SQLALCHEMY_ENGINE_OPTIONS": None}, EngineOptionsError, "OPTIONS must be a dictionary"),
+        ({"SQLALCHEMY_ENGINE_OPTIONS": {5: 1}}, EngineOptionsError, "OPTIONS must have strings"),
         ({"SQLALCHEMY_ENGINE_OPTIONS": {"nonsense": 1}}, EngineOptionsError, "nonsense"),
         ({"SQLALCHEMY_ENGINE_OPTIONS": {"pool": object()}}, EngineOptionsError, "poolclass="),
     ],
-    ids=["url", "url of a bind", "no url", "default", "list", "None", "unknown option", "pool"],
+    ids=[
+        *["url", "url of a bind", "no url", "default", "echo"],
+        *["empty key", "no binds", "list of binds", "no options"],
+        *["number", "unknown option", "pool"],
+    ],
 )
 def test_wrong_settings_raise_at_init_app(
     settings: dict[str, Any], error: type[Exception], text: str, tmp_path: Path

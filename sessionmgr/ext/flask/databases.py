@@ -10,7 +10,7 @@ from sessionmgr.binds import DEFAULT, show
 from sessionmgr.errors import DatabaseURLError, EngineOptionsError, FlaskSetupError, NoSuchBindError
 from sessionmgr.manager import SessionManager
 from sessionmgr.sqlite import is_memory
-from sessionmgr.urls import parse_url
+from sessionmgr.urls import hide_secrets, parse_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -123,10 +123,12 @@ def make_engines(
         dictionary.
     """
     for name, default in _SETTINGS.items():
-        value = app.config.setdefault(name, default if default is None else type(default)(default))
-        if isinstance(default, Mapping) and not isinstance(value, Mapping):
-            raise EngineOptionsError(f"{name} is a dictionary, not of type {type(value).__name__}")
+        app.config.setdefault(name, default if default is None else type(default)(default))
     echo = app.config["SQLALCHEMY_ECHO"]
+    if echo not in (True, False, None, "debug"):
+        raise EngineOptionsError(
+            f"the setting SQLALCHEMY_ECHO must be True, False or 'debug', not {hide_secrets(echo)}"
+        )
     general = {**_DEFAULTS, "echo": echo, "echo_pool": echo, **engine_options}
     databases = _read(app)
     manager = SessionManager(
@@ -147,6 +149,8 @@ def make_engines(
 def _read(app: Flask) -> dict[str | None, dict[str, Any]]:
     """Read what the configuration has for each bind key: ``{"url": URL, option: value, ...}``."""
     config = app.config
+    for name in ("SQLALCHEMY_BINDS", "SQLALCHEMY_ENGINE_OPTIONS"):
+        _check_mapping(name, config[name])
     binds = {
         key: dict(bind) if isinstance(bind, Mapping) else {"url": bind}
         for key, bind in config["SQLALCHEMY_BINDS"].items()
@@ -165,12 +169,27 @@ def _read(app: Flask) -> dict[str | None, dict[str, Any]]:
             f"application {app.name!r} has no database: set SQLALCHEMY_DATABASE_URI, or"
             " SQLALCHEMY_BINDS, before init_app"
         )
+    if "" in found:
+        raise EngineOptionsError(
+            "SQLALCHEMY_BINDS has an empty bind key: give that bind a name, or take the key None"
+            " for the default database"
+        )
     if None in found and DEFAULT in found:
         raise EngineOptionsError(
             f"SQLALCHEMY_BINDS has the bind key {DEFAULT!r}, by which sessionmgr calls the database"
             " of SQLALCHEMY_DATABASE_URI: take another name for that bind"
         )
     return found
+
+
+def _check_mapping(name: str, value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise EngineOptionsError(
+            f"the setting {name} must be a dictionary, not {type(value).__name__}; leave it out, or"
+            " set it to {}, where there is nothing to set"
+        )
+    if name == "SQLALCHEMY_ENGINE_OPTIONS" and not all(isinstance(key, str) for key in value):
+        raise EngineOptionsError(f"the setting {name} must have strings as names of options")
 
 
 def _fitted(
