@@ -245,6 +245,11 @@ class IsolatedDatabase:
             return self._savepoints.roll_back_to(work, label)
         elif kind is Kind.TWO_PHASE:
             self.refuse_two_phase()
+        elif kind is Kind.SEVERAL:
+            raise IsolationError(
+                f"database {self.name}: a text of several statements, of which one begins or ends a"
+                " transaction, would commit for good. Execute each of them by itself"
+            )
         elif kind is Kind.COMMITS:
             raise IsolationError(
                 f"database {self.name}: {self._dialect.name} commits at DDL and the like, so that"

@@ -23,6 +23,7 @@ class Kind(Enum):
     ROLLBACK_TO = auto()
     LEVEL = auto()
     TWO_PHASE = auto()
+    SEVERAL = auto()  #: of which one ends or begins a transaction
     COMMITS = auto()  #: as MySQL does at DDL
 
 
@@ -64,8 +65,11 @@ _CONTROLS = (
 _CONTROL_WORDS = frozenset(
     "XA PREPARE COMMIT ROLLBACK RELEASE SAVEPOINT BEGIN START END ABORT SET".split()  # noqa: SIM905 - shorter
 )
+#: The end of several statements; texts in quotes, and bodies of functions, end otherwise.
+_ENDS = re.compile(r";\s*(?:COMMIT|ROLLBACK)(?:\s+(?:WORK|TRANSACTION))?[\s;]*\Z", re.IGNORECASE)
+_GOES_ON = re.compile(rf"[^;]*;(?!{_SKIPPED}(?:--[^\n]*)?\Z)")
 _TEMPORARY = _pattern(r"(?:CREATE(?:\s+OR\s+REPLACE)?|DROP)\s+TEMPORARY\b")
-_AUTOCOMMIT = _pattern(r"SET\s+(?:SESSION\s+|@@)?(?:session\.)?autocommit\b")
+_AUTOCOMMIT = _pattern(r"SET\b(?:[^'\"]*[\s,.@])?autocommit\s*:?=")
 
 
 def kind_of(statement: str, dialect: str) -> tuple[Kind, str]:
@@ -74,11 +78,15 @@ def kind_of(statement: str, dialect: str) -> tuple[Kind, str]:
     :param statement: as it is sent.
     :param dialect: the name of SQLAlchemy's dialect.
     """
+    if _ENDS.search(statement) is not None:
+        return Kind.SEVERAL, ""
     word = first_keyword(statement)
     if word in _CONTROL_WORDS:
         for kind, pattern in _CONTROLS:
             found = pattern.match(statement)
             if found is not None:
+                if _GOES_ON.match(statement, found.end()) is not None:
+                    kind = Kind.SEVERAL
                 return kind, found[1] if pattern.groups else ""
     if dialect in _MYSQL and _commits(word, statement):
         return Kind.COMMITS, ""
