@@ -157,9 +157,9 @@ class ManagerIsolation:
             used = entry.monitor.in_use
             if used:
                 raise IsolationError(
-                    f"database {entry.key.describe()}: {used} connections are checked out, and"
-                    " what is done on them would not be undone. End their sessions before the"
-                    " isolation begins"
+                    f"database {entry.key.describe()}: connections checked out: {used}; what is"
+                    " done on them would not be undone. End their sessions, or application"
+                    " contexts, before the isolation begins"
                 )
 
     def add(self, registry: Registry, entry: Entry) -> None:

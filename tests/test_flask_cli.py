@@ -63,6 +63,17 @@ def test_check_asks_every_database(make_database: Callable[..., Database], tmp_p
     assert run(make_ok(tmp_path), "check")[0] == 0
 
 
+def test_check_tells_of_models_without_a_database(tmp_path: Path) -> None:
+    """A bind key that models have and the configuration has not is a failure."""
+    app = make_app(tmp_path)
+    db = SQLAlchemy(app)
+    db.Table("forgotten", db.Column("id", db.Integer), bind_key="nowhere")
+    status, (default, nowhere) = run(app, "check")
+    assert status == 1
+    assert default.startswith("ok")
+    assert nowhere.startswith("missing nowhere  there is no bind key 'nowhere'")
+
+
 def make_ok(folder: Path) -> Flask:
     """Make an application whose databases answer."""
     app = make_app(folder, SQLALCHEMY_BINDS={"other": "sqlite://"})

@@ -17,6 +17,8 @@ from sessionmgr.errors import SessionManagerError
 from sessionmgr.explain import explain
 from sessionmgr.urls import masked
 
+from .databases import no_such_bind
+
 if TYPE_CHECKING:
     from .databases import Engines
     from .extension import SQLAlchemy
@@ -44,20 +46,24 @@ commands = AppGroup("sessionmgr", help="The databases of this application.")
 @commands.command("check")
 @click.pass_context
 def check(context: click.Context, /) -> None:
-    """Ask each database for an answer.
+    """Ask each database for an answer, and say which bind keys of models have none.
 
-    Exit status: 0 if all have answered, 1 if one has not.
+    Exit status: 0 if all have answered, 1 if one has not, or is missing.
     """
-    engines = _extension().engines
-    width = max(len(_name(key)) for key in engines)
-    outcomes = [_ask(engines, key, width) for key in engines]
+    db = _extension()
+    keys = dict.fromkeys([*db.engines, *db._bind_keys()])
+    width = max(len(_name(key)) for key in keys)
+    outcomes = [_ask(db.engines, key, width) for key in keys]
     context.exit(0 if all(outcomes) else FAILED)
 
 
 def _ask(engines: Engines, key: str | None, width: int) -> bool:
     """Ask a database, print what comes of it, and tell whether it has answered."""
-    engine = engines[key]
-    failed = ""
+    if key not in engines:
+        failed = str(no_such_bind(key, engines))
+        click.echo(f"{click.style('missing', fg='red')} {_name(key):{width}}  {failed}")
+        return False
+    engine, failed = engines[key], ""
     begin = perf_counter()
     try:
         with engine.connect() as connection:
