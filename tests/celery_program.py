@@ -1,4 +1,4 @@
-"""Workers of the application in :mod:`tests.celery_app`, as programs."""
+"""Workers of :mod:`tests.celery_app`, or of another application, as programs."""
 
 from __future__ import annotations
 
@@ -12,27 +12,37 @@ from typing import TYPE_CHECKING
 from tests import celery_app
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 ROOT = Path(__file__).parents[1]
 
 
 @contextmanager
-def celery_worker(folder: Path, pool: str, *, marks: bool = False) -> Iterator[Path]:
+def celery_worker(
+    folder: Path,
+    pool: str,
+    application: str = "tests.celery_app",
+    variables: Mapping[str, str] | None = None,
+    *,
+    marks: bool = False,
+) -> Iterator[Path]:
     """Run a worker, and give its log; at the end it is told to stop, and has to end well.
 
     :param folder: where its messages are.
+    :param application: the module of the application.
+    :param variables: environment variables more.
     :param marks: whether it calls ``mark_worker()``.
     """
     environment = os.environ | {
         celery_app.FOLDER: str(folder),
         "PYTHONWARNINGS": "default::ResourceWarning",
+        **(variables or {}),
     }
     if marks:
         environment[celery_app.MARK_WORKER] = "1"
     log = folder / "log"
     command = (
-        f"celery -A tests.celery_app worker --pool {pool} --concurrency 2"
+        f"celery -A {application} worker --pool {pool} --concurrency 2"
         " --without-gossip --without-mingle --without-heartbeat"
     )
     with log.open("wb") as output:

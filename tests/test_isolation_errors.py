@@ -62,7 +62,10 @@ def test_one_isolation_at_a_time(filled: SessionManager, url: str) -> None:
 @pytest.mark.parametrize("driver", ["file"])
 def test_sessions_in_use_are_refused(filled: SessionManager, url: str) -> None:
     """A connection that is checked out before would commit for good: it is named."""
-    with filled.begin(url), pytest.raises(IsolationError, match=r"file\.db: connections checked out: 1"):
+    with (
+        filled.begin(url),
+        pytest.raises(IsolationError, match=r"file\.db: connections checked out: 1"),
+    ):
         isolated(filled).begin()
     with isolated(filled):
         pass
