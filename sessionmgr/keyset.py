@@ -17,12 +17,13 @@ from .paging import PER_PAGE, page_arguments
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterator, Sequence
 
-    from sqlalchemy import Result, Select
+    from sqlalchemy import Result
     from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
     from sqlalchemy.orm import Session, scoped_session
-    from typing_extensions import Unpack
+    from sqlalchemy.sql.selectable import GenerativeSelect
 
-    AnySelect = Select[Unpack[tuple[Any, ...]]]
+    # how many types it has differs between SQLAlchemy 2.0 and 2.1
+    AnySelect = GenerativeSelect
 
 __all__ = ("KeysetPage", "paginate_keyset")
 
@@ -104,7 +105,7 @@ def paginate_keyset(
     return reading.page(bool(question is not None and session.scalar(question)))
 
 
-def _dialect_of(session: Any, select: AnySelect) -> str:
+def _dialect_of(session: Any, select: Any) -> str:
     entity = next(iter(entities_of(select)), None)
     bind = session.get_bind(None if entity is None else inspect(entity).mapper, clause=select)
     name: str = bind.dialect.name
@@ -124,7 +125,7 @@ class _Reading:
     is one, to :meth:`page`.
     """
 
-    def __init__(self, select: AnySelect, after: str | None, per_page: int, dialect: str) -> None:
+    def __init__(self, select: Any, after: str | None, per_page: int, dialect: str) -> None:
         self._keys = find_order(select, dialect)
         self._select = select
         self._per_page = per_page
@@ -137,7 +138,7 @@ class _Reading:
         self._items: list[Any] = []
         self._values: Sequence[Sequence[Any]] = []
 
-    def _after(self, select: AnySelect, values: Sequence[Any] | None) -> AnySelect:
+    def _after(self, select: Any, values: Sequence[Any] | None) -> Any:
         return select if values is None else select.where(rows_after(self._keys, values))
 
     def take(self, result: Result[Any]) -> None:
@@ -150,7 +151,7 @@ class _Reading:
         self._items = list(shown.scalars() if one_column(self._select) else shown)
         self._values = rows().columns(*range(width, width + len(self._keys))).all()
 
-    def question(self) -> AnySelect | None:
+    def question(self) -> Any:
         """Select whether there is more, where the rows do not tell."""
         if len(self._items) > self._per_page or not (self._items and merges_rows(self._select)):
             return None

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import TypeAlias
 
-    from sqlalchemy import CompoundSelect, FromClause, Result, Select
-    from typing_extensions import Unpack
+    from sqlalchemy import FromClause, Result, Select
 
-    Statement: TypeAlias = Select[Unpack[tuple[Any, ...]]] | CompoundSelect[Unpack[tuple[Any, ...]]]
+    # A select, or a union; how many types these have, SQLAlchemy 2.0 and 2.1 see differently.
+    Statement: TypeAlias = GenerativeSelect
 
 __all__ = (
     "LARGEST",
@@ -47,7 +47,7 @@ def check_select(statement: object) -> None:
         )
 
 
-def window(statement: Statement, offset: int, limit: int) -> Statement:
+def window(statement: Any, offset: int, limit: int) -> Any:
     """Cut rows out of those that a select gives, within the LIMIT and OFFSET of its own.
 
     :param offset: number of rows to leave out.
@@ -62,7 +62,7 @@ def window(statement: Statement, offset: int, limit: int) -> Statement:
     return statement.limit(limit).offset(own_offset + offset)
 
 
-def _own_limits(statement: Statement) -> tuple[int | None, int]:
+def _own_limits(statement: Any) -> tuple[int | None, int]:
     # There is no public way to ask a select for these.
     fetch = statement._fetch_clause_options or {}
     if any(fetch.values()):
@@ -87,7 +87,7 @@ def _number(clause: object, name: str) -> int:
     return value
 
 
-def counting(statement: Statement) -> Select[Any]:
+def counting(statement: Any) -> Select[Any]:
     """Count the rows that a select gives, without its order, its eager loads and its locks.
 
     Eager loads are left out by SQLAlchemy from all subqueries; so are loader criteria, which
@@ -104,14 +104,14 @@ def counting(statement: Statement) -> Select[Any]:
     return counted.options(*kept).execution_options(**statement.get_execution_options())
 
 
-def _columns(statement: Statement) -> list[Any]:
+def _columns(statement: Any) -> list[Any]:
     """Describe the columns and entities; of a union there are but columns."""
     return getattr(statement, "column_descriptions", None) or [
         {"expr": column} for column in statement.selected_columns
     ]
 
 
-def entities_of(statement: Statement) -> list[Any]:
+def entities_of(statement: Any) -> list[Any]:
     """List the entities that a select gives as a whole."""
     found = [column.get("entity") for column in _columns(statement)]
     return [
@@ -121,12 +121,12 @@ def entities_of(statement: Statement) -> list[Any]:
     ]
 
 
-def one_column(statement: Statement) -> bool:
+def one_column(statement: Any) -> bool:
     """Tell whether a select gives one entity or column, and not rows of several."""
     return len(_columns(statement)) == 1
 
 
-def final_froms(statement: Select[Unpack[tuple[Any, ...]]]) -> Sequence[FromClause]:
+def final_froms(statement: Any) -> Sequence[FromClause]:
     """List what stands after FROM, without the joins of eager loads."""
     # What is ordered or grouped by the name of a column would look for it in vain.
     bare: Select[Any] = (
@@ -137,18 +137,18 @@ def final_froms(statement: Select[Unpack[tuple[Any, ...]]]) -> Sequence[FromClau
     return bare.get_final_froms()
 
 
-def merges_rows(statement: Statement) -> bool:
+def merges_rows(statement: Any) -> bool:
     """Tell whether rows may be one when shown: a join can give an entity more than once."""
     entities = entities_of(statement)
     if not entities:
         return False
-    froms = final_froms(statement)  # type: ignore[arg-type]  # what has entities is a Select
+    froms = final_froms(statement)
     own = {inspect(entity).selectable for entity in entities}
     # What a subquery repeats, an entity aliased to it repeats.
     return len(froms) > 1 or froms[0] not in own or isinstance(froms[0], Subquery | CTE)
 
 
-def read(result: Result[Any], statement: Statement) -> list[Any]:
+def read(result: Result[Any], statement: Any) -> list[Any]:
     """Take what is shown: entities or values where a select gives one of them, else rows.
 
     Entities are not repeated; joined eager loads of collections would do that.

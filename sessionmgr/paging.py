@@ -96,7 +96,7 @@ class BasePagination:
         self.items: list[Any] = []
         self.total: int | None = None
         self._session = session
-        self._select = select
+        self._select: Any = select
         self._error_out = error_out
         self._count = count
         self._merges = merges_rows(select)
@@ -104,7 +104,7 @@ class BasePagination:
 
     # -- reading
 
-    def _wanted(self) -> Statement:
+    def _wanted(self) -> Any:
         """Select the page's rows, and one more where that tells whether there is another page."""
         ahead = 0 if self._count or self._merges else 1
         return window(self._select, self._offset, self.per_page + ahead)
