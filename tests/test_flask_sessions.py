@@ -314,7 +314,7 @@ def make_task_app(app: Flask) -> Celery:
             with app.app_context():
                 return self.run(*args, **kwargs)
 
-    celery = Celery("tasks", broker="memory://", task_cls=FlaskTask)
+    celery = Celery("tasks", broker="memory://", task_cls=FlaskTask, set_as_current=False)
     celery.conf.update(task_always_eager=True, task_eager_propagates=True)
     return celery
 
@@ -326,7 +326,7 @@ def test_eager_task_inside_a_request(tmp_path: Path) -> None:
     user = make_user(db)
     celery = make_task_app(app)
 
-    @celery.task(name="count")
+    @celery.task(name="count", shared=False)
     def count() -> int:
         return len(names(db, user))
 

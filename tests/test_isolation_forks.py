@@ -136,7 +136,7 @@ def test_eager_tasks_are_undone(driver: str, make_database: Callable[..., Databa
     with SessionManager(metadata=ItemBase.metadata, pooling="always") as manager:
         store = ResultStore(url)  # whose connections commit by themselves
 
-        @app.task
+        @app.task(shared=False)  # or every other application of this process gets it
         def work(name: str) -> str:
             add(manager, url, name)
             store.store("id", "SUCCESS", name.encode())
