@@ -67,6 +67,8 @@ def main() -> int:
     stand_in()
     options = ["-q", "-rfE", "-p", "no:cacheprovider", "-p", "no:randomly", "-p", "no:xdist"]
     options += ["-c", str(source / "pyproject.toml"), "--rootdir", str(source)]
+    # sessionmgr is imported before pytest finds that it has a plugin
+    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
     # its module "tests" is not ours
     options += ["--import-mode", "importlib"]
     rows = re.findall(r"^\| `(test_[^`]+)` \| (.+) \|$", LIST.read_text(), re.MULTILINE)
