@@ -398,12 +398,11 @@ class BaseManager(ABC, Generic[BindT, MakerT]):
         connection: Callable[[], Connection] | None,
     ) -> Engine:
         """Give a routed session the engine of a bind key, as ``_find_engine`` of its class."""
-        slot = bind_key if metadata is None else metadata
-        entry = registry.find_route(slot)
+        entry = registry.find_route(bind_key, metadata)
         if entry is None:
             entry = self._entry(registry, self._key(DEFAULT if bind_key is None else bind_key), {})
             if metadata is None or self._has_tables(registry, entry, metadata, connection):
-                registry.mark_route(slot, entry)
+                registry.mark_route(bind_key, metadata, entry)
         return entry.engine
 
     def _has_tables(

@@ -357,21 +357,23 @@ class EngineRegistry(Generic[BindT, MakerT]):
         )
         return list(islice(idle, excess))
 
-    def find_route(self, slot: MetaData | str | None) -> EngineEntry[BindT, MakerT] | None:
-        """Find what routed sessions use for a table's metadata, or for a bind key."""
-        if slot is None or isinstance(slot, str):
-            return self._routes.get(slot)
-        return self._tables.get(slot)
+    def find_route(
+        self, bind_key: str | None, metadata: MetaData | None
+    ) -> EngineEntry[BindT, MakerT] | None:
+        """Find what routed sessions use for a table's metadata, or for a bind key without one."""
+        return self._routes.get(bind_key) if metadata is None else self._tables.get(metadata)
 
-    def mark_route(self, slot: MetaData | str | None, entry: EngineEntry[BindT, MakerT]) -> None:
+    def mark_route(
+        self, bind_key: str | None, metadata: MetaData | None, entry: EngineEntry[BindT, MakerT]
+    ) -> None:
         """Have routed sessions find an entry without another look, unless it was let go."""
         with self._lock():
             if self._entries.get(entry.key) is not entry:
                 return
-            if slot is None or isinstance(slot, str):
-                self._routes[slot] = entry
+            if metadata is None:
+                self._routes[bind_key] = entry
             else:
-                self._tables[slot] = entry
+                self._tables[metadata] = entry
 
     def mark_ready(self, dburi: str | URL, entry: EngineEntry[BindT, MakerT]) -> None:
         """Have sessions for a database, spelled like this, made without another look."""

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import event
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.pool import NullPool, QueuePool, SingletonThreadPool
 
@@ -16,7 +17,7 @@ from . import exits, forking
 from .errors import EventLoopError, ForkedSQLiteError
 from .firstuse import FirstUse
 from .greenlets import TaskLock
-from .pools import INFO, open_connection, record_info
+from .pools import INFO, WatchedPool, open_connection, record_info
 from .severing import OpenConnection, forked_files, open_connections
 from .sqlite import named_file
 from .stats import PoolCounts
@@ -205,27 +206,17 @@ class PoolMonitor:
 
     # -- the pool's events
 
-    def on_checkout(
-        self,
-        connection: OpenConnection,
-        dbapi_connection: DBAPIConnection,
-        proxy: PoolProxiedConnection,
-    ) -> None:
-        """Test a connection that was idle for too long, and count its checkout."""
-        now = self.last_used = monotonic()
-        if connection.idle_since is not None and now - connection.idle_since >= self._ping_if_idle:
-            connection.tests += 1
-            if not self._is_alive(dbapi_connection):
-                with _lock():
-                    self._past.replaced += 1
-                # The pool closes it, and every other one made before now, and connects anew.
-                raise InvalidatePoolError
-        connection.fresh = None
-        connection.proxy = weakref.ref(proxy)
-        connection.checkouts += 1
-        connection.users += 1
-        if self._turns is not None:
-            connection.share(proxy)
+    def test(self, connection: OpenConnection, dbapi_connection: DBAPIConnection) -> None:
+        """Ask a server whether a connection is still there.
+
+        :raises InvalidatePoolError: when it is not. The pool closes it, and every other one made
+            before now, and connects anew.
+        """
+        connection.tests += 1
+        if not self._is_alive(dbapi_connection):
+            with _lock():
+                self._past.replaced += 1
+            raise InvalidatePoolError
 
     def _is_alive(self, dbapi_connection: DBAPIConnection) -> bool:
         try:
@@ -235,19 +226,14 @@ class PoolMonitor:
                 return False
             raise
 
-    def on_checkin(
-        self,
-        connection: OpenConnection,
-        dbapi_connection: DBAPIConnection | None,
-        entry: ConnectionPoolEntry,
-    ) -> None:
+    def on_checkin(self, connection: OpenConnection, entry: ConnectionPoolEntry) -> None:
         """Note since when a connection is idle, or close it where none is to stay."""
         if self._home is not forking.process:
             # an inherited session ends here; its record goes back into a pool of this process
             engine = self._engine()
             if engine is not None:
                 self._settle(engine.pool)
-        if dbapi_connection is None:  # it was invalidated
+        if entry.dbapi_connection is None:  # it was invalidated, or detached
             return
         if self._turns is None:
             connection.users -= 1
@@ -427,3 +413,23 @@ def _dispose(pool: Pool) -> None:
     except BaseException:
         _dispose(pool)
         raise
+
+
+@event.listens_for(WatchedPool, "checkout")
+def _on_checkout(
+    dbapi_connection: DBAPIConnection, entry: ConnectionPoolEntry, proxy: PoolProxiedConnection
+) -> None:
+    """Test a connection that was idle for too long, and count its checkout."""
+    connection = entry.record_info.get(INFO)  # type: ignore[union-attr]  # a record's is a dict
+    if connection is None:
+        return
+    monitor = connection.monitor
+    now = monitor.last_used = monotonic()
+    if connection.idle_since is not None and now - connection.idle_since >= monitor._ping_if_idle:
+        monitor.test(connection, dbapi_connection)
+    connection.fresh = None
+    connection.proxy = weakref.ref(proxy)
+    connection.checkouts += 1
+    connection.users += 1
+    if monitor._turns is not None:
+        connection.share(proxy)

@@ -51,14 +51,16 @@ class WatchedPool(Pool):
             return super()._create_connection()
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
-        """Take a connection back, or close it where it would stay open in a superseded pool.
+        """Take a connection back, or close it where none is to stay.
 
-        It may have been made since: a thread that is held back by a fork has the pool already.
+        In a superseded pool it may have been made since: a thread that is held back by a fork has
+        the pool already.
         """
-        if self.superseded:
-            connection = open_connection(record)
-            if connection is None or not connection.users:  # threads may share it
-                record.close()
+        connection = record.record_info.get(INFO)  # type: ignore[union-attr]  # a record's is a dict
+        if connection is not None:
+            connection.monitor.on_checkin(connection, record)
+        if self.superseded and (connection is None or not connection.users):  # threads may share it
+            record.close()
         super()._do_return_conn(record)
 
     def _close_connection(self, connection: DBAPIConnection, *, terminate: bool = False) -> None:
@@ -140,22 +142,6 @@ def record_info(holder: ManagesConnection) -> dict[str, Any]:
     """Give the notes on a pool's record; a detached connection's proxy has none."""
     info = holder.record_info
     return {} if info is None else info
-
-
-@event.listens_for(WatchedPool, "checkout")
-def _on_checkout(
-    dbapi_connection: DBAPIConnection, entry: ConnectionPoolEntry, proxy: PoolProxiedConnection
-) -> None:
-    connection = entry.record_info.get(INFO)  # type: ignore[union-attr]  # a record's is never None
-    if connection is not None:
-        connection.monitor.on_checkout(connection, dbapi_connection, proxy)
-
-
-@event.listens_for(WatchedPool, "checkin")
-def _on_checkin(dbapi_connection: DBAPIConnection | None, entry: ConnectionPoolEntry) -> None:
-    connection = entry.record_info.get(INFO)  # type: ignore[union-attr]
-    if connection is not None:
-        connection.monitor.on_checkin(connection, dbapi_connection, entry)
 
 
 @event.listens_for(WatchedPool, "invalidate")

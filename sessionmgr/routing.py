@@ -141,20 +141,6 @@ def bind_key_of(table: Table) -> str | None:
 _Engines = dict["MetaData | str | None", "Engine"]
 
 
-class _Pins:
-    """The engines that a transaction uses, whatever the manager does with them meanwhile.
-
-    :param transaction: which one; ``None`` where it has not begun.
-    """
-
-    __slots__ = ("engines", "transaction")
-
-    def __init__(self, transaction: SessionTransaction | None) -> None:
-        self.transaction = transaction
-        #: by the metadata of tables, and by bind key
-        self.engines: _Engines = {}
-
-
 class RoutedSession(Session):
     """A session that picks the engine of each statement by the bind key of its tables.
 
@@ -168,7 +154,9 @@ class RoutedSession(Session):
     promises to commit, where it can.
     """
 
-    _pins: _Pins | None = None
+    #: A transaction, None where it has not begun, and the engines that it uses, whatever the
+    #: manager does with them meanwhile: by the metadata of tables, and by bind key.
+    _pins: tuple[SessionTransaction | None, _Engines] | None = None
 
     @abstractmethod
     def _find_engine(
@@ -226,21 +214,22 @@ class RoutedSession(Session):
         return engine
 
     def _pinned(self) -> _Engines:
-        """Give the engines of the transaction, or of the one that is about to begin."""
-        transaction, pins = self.get_transaction(), self._pins
-        if pins is None or transaction is None or pins.transaction is not transaction:
-            self._pins = pins = _Pins(transaction)
-        return pins.engines
+        """Give the engines of the transaction, or of the one that is about to begin.
+
+        What was asked for before it and was not used may not be the key's engine any more.
+        """
+        transaction = self.get_transaction()
+        before, engines = self._pins or (None, {})
+        if transaction is not None and before is transaction:
+            return engines
+        if transaction is None or before is not None or not _uses(transaction, engines):
+            engines = {}
+        self._pins = transaction, engines
+        return engines
 
 
-@event.listens_for(RoutedSession, "after_begin")
-def _keep_pins(session: RoutedSession, *_: object) -> None:
-    """Have a transaction go on with the engine that its first statement was given just before.
-
-    What was asked for longer ago, and not used, may not be the key's engine any more.
-    """
-    if session._pins is not None and session._pins.transaction is None:
-        session._pins.transaction = session.get_transaction()
+def _uses(transaction: SessionTransaction, engines: _Engines) -> bool:
+    return any(engine in transaction._connections for engine in engines.values())
 
 
 def _connection(session: Session, engine: Engine) -> Connection:

@@ -195,7 +195,7 @@ def test_routes_while_engines_go(tmp_path: Path) -> None:
             in_threads([let_go, *(lambda seed=seed: ask(seed) for seed in range(3))])
             kept = {id(engine) for engine in manager._engines.values()}
             for key in keys:
-                route = manager._registry.find_route(key)
+                route = manager._registry.find_route(key, None)
                 assert route is None or id(route.bind) in kept
     finally:
         sys.setswitchinterval(interval)

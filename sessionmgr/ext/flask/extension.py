@@ -6,7 +6,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
-from flask import abort, current_app
+from flask import abort
 from sqlalchemy import orm
 from sqlalchemy.exc import MultipleResultsFound, NoResultFound
 
@@ -24,7 +24,7 @@ from .model import Model, is_declarative, make_model
 from .pagination import paginate
 from .query import Query
 from .record_queries import record
-from .session import Session, _app_ctx_id, session_class
+from .session import Session, _app_ctx_id, current_context, session_class
 from .table import make_table_class
 from .track_modifications import track
 
@@ -126,6 +126,7 @@ class SQLAlchemy:
         registry: Any = self.session.registry  # of forget_at_fork
         session = registry.take()
         if session is not None:
+            session._context = None  # which need not end it any more
             session.close()
 
     def _end_forgotten(self, scope: int, session: orm.Session | None) -> None:
@@ -156,10 +157,11 @@ class SQLAlchemy:
         :raises RuntimeError: when there is no application context.
         :raises FlaskSetupError: when the application was not given to this extension.
         """
-        extensions = current_app.extensions
+        app = current_context().app
+        extensions = app.extensions
         if extensions.get("sqlalchemy") is not self:
             raise FlaskSetupError(
-                f"the current application, {current_app.name!r}, has not been given to this"
+                f"the current application, {app.name!r}, has not been given to this"
                 " SQLAlchemy extension: call its init_app(app), and make no second SQLAlchemy()"
             )
         engines: Engines = extensions["sessionmgr"]
@@ -280,7 +282,7 @@ class SQLAlchemy:
         :param kwargs: options of ``session.get``.
         :raises werkzeug.exceptions.NotFound: when there is none.
         """
-        found = self.session.registry().get(entity, ident, **kwargs)
+        found: EntityT | None = self.session.registry().get(entity, ident, **kwargs)
         if found is None:
             abort(404, description=description)
         return found

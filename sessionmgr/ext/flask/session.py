@@ -6,7 +6,6 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from flask import has_app_context
 from flask.globals import app_ctx
 from sqlalchemy import orm
 
@@ -15,12 +14,17 @@ from sessionmgr.routing import RoutedSession, bind_key_of, find_table
 from .databases import no_such_bind
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from flask.ctx import AppContext
 
     from .databases import Engines
     from .extension import SQLAlchemy
 
-__all__ = ("Session", "session_class")
+__all__ = ("Session", "current_context", "session_class")
+
+#: Gives the application context, as the proxy finds it; without one it raises RuntimeError.
+current_context: Callable[[], AppContext] = app_ctx._get_current_object  # type: ignore[attr-defined]
 
 
 class _AppSession(RoutedSession):
@@ -37,15 +41,18 @@ class _AppSession(RoutedSession):
         may open a session anew. The next context may be at the same address.
         """
         self._db = db
-        if has_app_context():
-            scope, this = _app_ctx_id(), weakref.ref(self)
-            context = app_ctx._get_current_object()  # type: ignore[attr-defined]  # a LocalProxy
-            self._context = weakref.ref(context, lambda _: db._end_forgotten(scope, this()))
+        try:
+            context = current_context()
+        except RuntimeError:
+            return
+        scope, this = id(context), weakref.ref(self)
+        self._context = weakref.ref(context, lambda _: db._end_forgotten(scope, this()))
 
     def _find_engine(self, bind_key: str | None, *_: Any) -> sa.Engine:
-        if self._engines is None:
-            self._engines = self._db.engines
-        return self._engines[bind_key]
+        engines = self._engines
+        if engines is None:
+            engines = self._engines = self._db.engines
+        return engines[bind_key]
 
 
 class Session(_AppSession):
@@ -109,4 +116,4 @@ def _app_ctx_id() -> int:
 
     :raises RuntimeError: when there is none.
     """
-    return id(app_ctx._get_current_object())  # type: ignore[attr-defined]  # it is a LocalProxy
+    return id(current_context())
