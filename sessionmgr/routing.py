@@ -21,6 +21,7 @@ from sqlalchemy.sql.selectable import AliasedReturnsRows
 from .binds import DEFAULT
 from .errors import SpannedBindsError
 from .greenlets import in_greenlet
+from .primary_keys import PARAMETER, select_by_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -171,6 +172,18 @@ class RoutedSession(Session):
         :param connection: gives the transaction's connection, if it uses this database already.
         :raises NoSuchBindError: when there is none.
         """
+
+    def get(self, entity: Any, ident: Any, **options: Any) -> Any:
+        """Give the object with a primary key, as :meth:`sqlalchemy.orm.Session.get` does; sooner.
+
+        :param entity: the class.
+        :param ident: the primary key.
+        :param options: those of SQLAlchemy's.
+        """
+        statement = select_by_key(self, entity, ident, options)
+        if statement is None:
+            return super().get(entity, ident, **options)
+        return self.execute(statement, {PARAMETER: ident}).unique().scalars().one_or_none()
 
     def get_bind(
         self,
