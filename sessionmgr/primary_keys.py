@@ -1,6 +1,6 @@
 """Selects by primary key, made once for a class: ``Session.get()`` makes one each time.
 
-That takes a third of the time of a ``get()`` on SQLite: ``make bench``, ``flask_request``.
+On SQLite that takes two fifths of the time of a ``get()`` with SQLAlchemy 2.0, a fourth with 2.1.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def select_by_key(
     if not isinstance(mapper, Mapper) or options.get("identity_token") is not None:
         return None
     kept = mapper.class_manager.info
-    if _INFO not in kept:
-        kept[_INFO] = _make_select(mapper)
-    if mapper.identity_key_from_primary_key((ident,)) in session.identity_map:
-        return None
-    statement: Select[Any] | None = kept[_INFO]
-    return statement
+    try:
+        statement: Select[Any] | None = kept[_INFO]
+    except KeyError:
+        statement = kept[_INFO] = _make_select(mapper)
+    present = mapper.identity_key_from_primary_key((ident,)) in session.identity_map
+    return None if present else statement
 
 
 def _make_select(mapper: Mapper[Any]) -> Select[Any] | None:

@@ -60,9 +60,8 @@ class Engines(Mapping["str | None", "sa.Engine"]):
         own = self._own(bind_key)
         if own is None:
             raise no_such_bind(bind_key, self)
-        manager = self.manager
         try:
-            return manager._route(manager._registry, own, None, None)
+            return self.manager._find_engine(own, None, None)
         except NoSuchBindError:  # the manager knows nothing of Flask's settings
             raise no_such_bind(bind_key, self) from None
 
