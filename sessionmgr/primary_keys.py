@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from sqlalchemy import Table, bindparam, inspect, select
-from sqlalchemy.orm import Mapper
+from sqlalchemy.orm import Mapper, Session
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sqlalchemy import Select
-    from sqlalchemy.orm import Session
 
 __all__ = ("PARAMETER", "select_by_key")
 
@@ -24,6 +23,9 @@ PARAMETER = "pk_1"
 
 #: The types of primary keys that are one value, whatever a mapping says.
 _VALUES = frozenset((int, str, UUID))
+
+#: The options of ``Session.get()``: name -> default.
+_DEFAULTS: Mapping[str, Any] = Session.get.__kwdefaults__ or {}
 
 #: Where a select is kept: in the ``info`` of the class's manager, since it refers to the class.
 _INFO = "sessionmgr_select"
@@ -40,10 +42,11 @@ def select_by_key(
     :return: ``None`` where SQLAlchemy has to see to it: the object may be in the session, there
         are options, or the class is not mapped to one table with one column as its primary key.
     """
-    if type(ident) not in _VALUES or any(options.values()):
+    if type(ident) not in _VALUES or (options and not _are_defaults(options)):
         return None
     mapper = inspect(entity, raiseerr=False)
-    if not isinstance(mapper, Mapper) or options.get("identity_token") is not None:
+    # Classes that load others' columns along are left alone: another one may come any time.
+    if not isinstance(mapper, Mapper) or mapper.with_polymorphic is not None:
         return None
     kept = mapper.class_manager.info
     try:
@@ -52,6 +55,14 @@ def select_by_key(
         statement = kept[_INFO] = _make_select(mapper)
     present = mapper.identity_key_from_primary_key((ident,)) in session.identity_map
     return None if present else statement
+
+
+def _are_defaults(options: Mapping[str, Any]) -> bool:
+    """Tell whether options say nothing. ``with_for_update={}`` does, so does an unknown name."""
+    return all(
+        name in _DEFAULTS and (value is _DEFAULTS[name] or value == _DEFAULTS[name])
+        for name, value in options.items()
+    )
 
 
 def _make_select(mapper: Mapper[Any]) -> Select[Any] | None:

@@ -261,6 +261,8 @@ CASES: list[Case] = [
     lambda session: session.get(Animal, 2**70),
     lambda session: session.get(aliased(Animal), 1),
     lambda session: session.get(Animal(id=1), 1),
+    lambda session: session.get(Animal, 1, with_for_updates=False),
+    lambda session: session.get(Animal, 1, refresh=None),
     lambda session: session.get(int, 1),
     lambda session: session.get("Animal", 1),
     lambda session: session.get_one(Animal, 1),
@@ -296,6 +298,60 @@ class statements:  # noqa: N801 - used as a function
 
     def __exit__(self, *_: object) -> None:
         event.remove(self._engine, "before_cursor_execute", self._note)
+
+
+@pytest.mark.parametrize("manager", ["psycopg", "pymysql"], indirect=True)
+def test_lock_without_flags(manager: SessionManager) -> None:
+    """An empty dictionary of flags is FOR UPDATE, though it is not true."""
+    with manager.session() as session, statements(manager.get_engine("default")) as seen:
+        session.get(Thing, UID, with_for_update={})
+    assert [statement.rstrip()[-10:] for statement in seen] == ["FOR UPDATE"]
+
+
+@pytest.mark.parametrize("manager", ["pysqlite"], indirect=True)
+@pytest.mark.parametrize("base_loads", ["*", None])
+def test_class_that_comes_later(manager: SessionManager, base_loads: str | None) -> None:
+    """Its columns are loaded along with those of its base, which was loaded before."""
+
+    class Later(DeclarativeBase):
+        pass
+
+    class Plant(Later):
+        __tablename__ = "plant"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        kind: Mapped[str] = mapped_column(String(20))
+
+        __mapper_args__ = {  # noqa: RUF012
+            "polymorphic_on": "kind",
+            "polymorphic_identity": "plant",
+            "with_polymorphic": base_loads,
+        }
+
+    engine = manager.get_engine("default")
+    Later.metadata.create_all(engine)
+    with manager.session() as session:
+        assert session.get(Plant, 1) is None
+
+    class Tree(Plant):
+        __tablename__ = "tree"
+
+        id: Mapped[int] = mapped_column(ForeignKey("plant.id"), primary_key=True)
+        height: Mapped[int]
+
+        __mapper_args__ = {  # noqa: RUF012
+            "polymorphic_identity": "tree",
+            "polymorphic_load": None if base_loads else "inline",
+        }
+
+    Later.metadata.create_all(engine)
+    with manager.begin("default") as session:
+        session.add(Tree(id=1, height=30))
+    with manager.session() as session, statements(engine) as seen:
+        found = session.get(Plant, 1)
+        assert isinstance(found, Tree)
+        assert found.height == 30
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize("manager", ["pysqlite"], indirect=True)
