@@ -1,8 +1,15 @@
-"""Flask: the code blocks of the reference document on sessions, one test each, as written."""
+"""Flask: the code blocks of the reference document on sessions, one test each, as written.
+
+What runs is ``data/flask-session-management.md``: the document has lost its indentation.
+"""
 
 from __future__ import annotations
 
 import inspect
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,19 +19,25 @@ from sqlalchemy.exc import IntegrityError, UnboundExecutionError
 from sqlalchemy.orm import scoped_session
 from werkzeug.exceptions import NotFound
 
-from sessionmgr.ext.flask import Pagination, Session, SQLAlchemy
+from sessionmgr.ext.flask import Model, Pagination, Session, SQLAlchemy
 from sessionmgr.ext.flask.session import _app_ctx_id, _clause_to_engine
 from tests.flask_apps import make_app
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
     from flask import Flask
 
     from tests.servers import Database
 
 pytest_plugins = ["tests.flask_fixtures"]
+
+COPY = Path(__file__).parent / "data" / "flask-session-management.md"
+"""The blocks of the document, with indentation."""
+
+REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "flask-session-management.md"
+"""The document, which is no part of this repository."""
+
+Run = Callable[..., dict[str, Any]]
+"""What ``run_block`` gives."""
 
 pytestmark = pytest.mark.usefixtures("flask_apps_closed")
 
@@ -41,31 +54,83 @@ def flask_app(
     return make_app(tmp_path, urls[0], SQLALCHEMY_BINDS={"users": urls[1], "logs": urls[2]})
 
 
-def parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
-    """Give the parameters of a function: name -> kind and default."""
-    found = inspect.signature(function).parameters.values()
-    return {each.name: (each.kind, each.default) for each in found if each.name != "self"}
+def blocks(document: Path) -> dict[str, str]:
+    """Read the code blocks of a document, by names made of their headings."""
+    found: dict[str, str] = {}
+    text = document.read_text(encoding="utf-8")
+    for part in re.split(r"^##+ ", text, flags=re.MULTILINE):
+        heading = part.partition("\n")[0]
+        for kind, code in re.findall(r"^```python(.*)\n([^`]+)^```$", part, flags=re.MULTILINE):
+            name = heading.lower().replace(" ", "_") + ("_api" if "api" in kind else "")
+            assert name not in found
+            found[name] = code
+    return found
 
 
-POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
-KEYWORD = inspect.Parameter.KEYWORD_ONLY
-REST = inspect.Parameter.VAR_KEYWORD
-REQUIRED = inspect.Parameter.empty
+def lines(code: str) -> list[str]:
+    """Give the lines of a block without indentation."""
+    return [line.strip() for line in code.splitlines()]
+
+
+@pytest.fixture
+def run_block(request: pytest.FixtureRequest) -> Run:
+    """Run the block that the test is called after, with names; give these, and what it made."""
+    code = blocks(COPY)[request.node.originalname.removeprefix("test_")]
+
+    def run(**names: Any) -> dict[str, Any]:
+        names["__name__"] = __name__
+        exec(compile(code, COPY, "exec"), names)  # noqa: S102 - it is what is tested
+        return names
+
+    return run
+
+
+def check_parameters(
+    function: Callable[..., Any], documented: Callable[..., Any], more: str | None = None
+) -> None:
+    """See that a function is called as is documented; it may take one thing more by name."""
+    has, said = (
+        {name: (each.kind, each.default) for name, each in parameters.items()}
+        for parameters in (
+            inspect.signature(function).parameters,
+            inspect.signature(documented).parameters,
+        )
+    )
+    if more is not None:
+        assert has.pop(more) == (inspect.Parameter.KEYWORD_ONLY, None)
+    assert list(has.items()) == list(said.items())
+
+
+# -- the document
+
+
+@pytest.mark.skipif(
+    not REFERENCE.exists() and os.environ.get("CI") != "true",
+    reason="the reference document is not beside this checkout",
+)
+def test_blocks_are_those_of_the_document() -> None:
+    """What runs here is what is written there, but for the indentation."""
+    ours, theirs = blocks(COPY), blocks(REFERENCE)
+    assert len(theirs) == REFERENCE.read_text(encoding="utf-8").count("```python") > 0
+    assert list(ours) == list(theirs)
+    for name, code in theirs.items():
+        assert lines(ours[name]) == lines(code)
+
+
+def test_every_block_has_a_test() -> None:
+    """A test is called after each block."""
+    assert [name for name in blocks(COPY) if f"test_{name}" not in globals()] == []
 
 
 # -- the blocks of the API
 
 
-def test_session_class(tmp_path: Path) -> None:
+def test_session_class_api(tmp_path: Path, run_block: Run) -> None:
     """``Session`` is SQLAlchemy's, takes the extension, and picks engines by bind key."""
-    assert issubclass(Session, sa_orm.Session)
-    assert parameters(Session.__init__) == {
-        "db": (POSITIONAL, REQUIRED),
-        "kwargs": (REST, REQUIRED),
-    }
-    found = parameters(Session.get_bind)
-    assert [found[name] for name in ("mapper", "clause", "bind")] == [(POSITIONAL, None)] * 3
-    assert found["kwargs"] == (REST, REQUIRED)
+    documented = run_block(sa_orm=sa_orm)["Session"]
+    assert issubclass(Session, documented.__bases__)
+    check_parameters(Session.__init__, documented.__init__)
+    check_parameters(Session.get_bind, documented.get_bind, more="bind_key")
 
     app = make_app(tmp_path, SQLALCHEMY_BINDS={"users": "sqlite://"})
     db = SQLAlchemy(app)
@@ -76,10 +141,11 @@ def test_session_class(tmp_path: Path) -> None:
         assert session.get_bind() is db.engine
 
 
-def test_session_access(tmp_path: Path) -> None:
+def test_session_access_api(tmp_path: Path, run_block: Run) -> None:
     """``db.session`` is a ``scoped_session``, one session for each application context."""
     app = make_app(tmp_path)
     db = SQLAlchemy(app)
+    assert isinstance(run_block()["session"], property)
     assert isinstance(db.session, scoped_session)
     with app.app_context():
         outer = db.session()
@@ -92,35 +158,24 @@ def test_session_access(tmp_path: Path) -> None:
         db.session()
 
 
-def test_query_convenience_methods() -> None:
+def test_query_convenience_methods_api(run_block: Run) -> None:
     """The methods that abort with 404 have the documented parameters."""
-    assert parameters(SQLAlchemy.get_or_404) == {
-        "entity": (POSITIONAL, REQUIRED),
-        "ident": (POSITIONAL, REQUIRED),
-        "description": (KEYWORD, None),
-        "kwargs": (REST, REQUIRED),
-    }
-    for method in (SQLAlchemy.first_or_404, SQLAlchemy.one_or_404):
-        assert parameters(method) == {
-            "statement": (POSITIONAL, REQUIRED),
-            "description": (KEYWORD, None),
-        }
+    documented = run_block()
+    for name in ("get_or_404", "first_or_404", "one_or_404"):
+        check_parameters(getattr(SQLAlchemy, name), documented[name])
 
 
-def test_paginate_signature() -> None:
+def test_session_pagination_api(run_block: Run) -> None:
     """``paginate`` has the documented parameters and defaults."""
-    assert parameters(SQLAlchemy.paginate) == {
-        "select": (POSITIONAL, REQUIRED),
-        "page": (KEYWORD, None),
-        "per_page": (KEYWORD, None),
-        "max_per_page": (KEYWORD, None),
-        "error_out": (KEYWORD, True),
-        "count": (KEYWORD, True),
-    }
+    check_parameters(SQLAlchemy.paginate, run_block()["paginate"])
 
 
-def test_utility_functions(tmp_path: Path) -> None:
+def test_utility_functions_api(tmp_path: Path, run_block: Run) -> None:
     """An engine is found by a clause's bind key, and a context by its id."""
+    documented = run_block()
+    check_parameters(_clause_to_engine, documented["_clause_to_engine"])
+    check_parameters(_app_ctx_id, documented["_app_ctx_id"])
+
     app = make_app(tmp_path, SQLALCHEMY_BINDS={"users": "sqlite://"})
     db = SQLAlchemy(app)
     table = db.Table("t", db.Column("id", db.Integer, primary_key=True), bind_key="users")
@@ -146,7 +201,7 @@ def test_utility_functions(tmp_path: Path) -> None:
 # -- the blocks of the usage
 
 
-def test_basic_session_usage(flask_app: Flask) -> None:
+def test_basic_session_usage(flask_app: Flask, run_block: Run) -> None:
     """A record is added and read in an application context."""
     app, db = flask_app, SQLAlchemy(flask_app)
 
@@ -158,19 +213,12 @@ def test_basic_session_usage(flask_app: Flask) -> None:
     with app.app_context():
         db.create_all()
 
-    # Session is automatically available and scoped to app context
-    with app.app_context():
-        # Add new record
-        user = User(username="john", email="john@example.com")
-        db.session.add(user)
-        db.session.commit()
-        # Query records
-        users = db.session.execute(db.select(User)).scalars().all()
+    names = run_block(app=app, db=db, User=User)
 
-    assert users == [user]
+    assert names["users"] == [names["user"]]
 
 
-def test_using_query_convenience_methods(flask_app: Flask) -> None:
+def test_using_query_convenience_methods(flask_app: Flask, run_block: Run) -> None:
     """Views find a row, or answer 404."""
     app, db = flask_app, SQLAlchemy(flask_app)
 
@@ -178,24 +226,7 @@ def test_using_query_convenience_methods(flask_app: Flask) -> None:
         id = db.Column(db.Integer, primary_key=True)
         username = db.Column(db.String(50))
 
-    @app.route("/user/<int:user_id>")
-    def get_user(user_id):  # noqa: ANN001, ANN202 - as written
-        # Automatically returns 404 if user not found
-        user = db.get_or_404(User, user_id)
-        return f"User: {user.username}"
-
-    @app.route("/users/first")
-    def first_user():  # noqa: ANN202
-        # Get first user or 404 if none exist
-        user = db.first_or_404(db.select(User).order_by(User.id))
-        return f"First user: {user.username}"
-
-    @app.route("/user/unique/<username>")
-    def unique_user(username):  # noqa: ANN001, ANN202
-        # Expect exactly one match or 404
-        user = db.one_or_404(db.select(User).where(User.username == username))
-        return f"User: {user.username}"
-
+    run_block(app=app, db=db, User=User)
     with app.app_context():
         db.create_all()
     client = app.test_client()
@@ -211,28 +242,24 @@ def test_using_query_convenience_methods(flask_app: Flask) -> None:
         assert client.get(path).status_code == 404
 
 
-def test_multiple_database_sessions(flask_app: Flask) -> None:
+def test_multiple_database_sessions(flask_app: Flask, run_block: Run) -> None:
     """One session writes to the databases of its models' bind keys."""
-    app, db = flask_app, SQLAlchemy(flask_app)
 
-    # Session automatically selects correct engine based on model bind key
-    class User(db.Model):
-        __bind_key__ = "users"
-        id = db.Column(db.Integer, primary_key=True)
-        name = db.Column(db.String(50))
+    class Texts(Model):  # the models of the block are given them, and declare none
+        name = sa.Column(sa.String(50))
+        message = sa.Column(sa.String(50))
 
-    class Log(db.Model):
-        __bind_key__ = "logs"
-        id = db.Column(db.Integer, primary_key=True)
-        message = db.Column(db.String(50))
+    app, db = flask_app, SQLAlchemy(flask_app, model_class=Texts)
+    for key, table in (("users", "user"), ("logs", "log")):
+        columns = [sa.Column(name, sa.String(50)) for name in ("name", "message")]
+        metadata = sa.MetaData()
+        sa.Table(table, metadata, sa.Column("id", sa.Integer, primary_key=True), *columns)
+        metadata.create_all(app.extensions["sessionmgr"][key])
 
+    names = run_block(app=app, db=db)
+
+    User, Log = names["User"], names["Log"]  # noqa: N806 - classes
     with app.app_context():
-        db.create_all()
-        # These use different databases automatically
-        db.session.add(User(name="john"))  # Uses 'users' database
-        db.session.add(Log(message="test"))  # Uses 'logs' database
-        db.session.commit()
-
         assert db.session.get_bind(User) is db.engines["users"]
         assert db.session.get_bind(Log) is db.engines["logs"]
         with db.engines["users"].connect() as connection:
@@ -244,7 +271,7 @@ def test_multiple_database_sessions(flask_app: Flask) -> None:
             assert sa.inspect(db.engines["logs"]).get_table_names() == ["log"]
 
 
-def test_session_pagination(flask_app: Flask) -> None:
+def test_session_pagination(flask_app: Flask, run_block: Run) -> None:
     """A view gives the page that its query string asks for."""
     app, db = flask_app, SQLAlchemy(flask_app)
 
@@ -252,19 +279,7 @@ def test_session_pagination(flask_app: Flask) -> None:
         id = db.Column(db.Integer, primary_key=True)
         username = db.Column(db.String(50))
 
-    @app.route("/users")
-    def list_users():  # noqa: ANN202
-        # Automatically handles page and per_page from request args
-        pagination = db.paginate(
-            db.select(User).order_by(User.username), per_page=20, max_per_page=100
-        )
-        return {
-            "users": [u.username for u in pagination.items],
-            "page": pagination.page,
-            "pages": pagination.pages,
-            "total": pagination.total,
-        }
-
+    run_block(app=app, db=db, User=User)
     with app.app_context():
         db.create_all()
         db.session.add_all([User(username=f"user{i:02}") for i in range(45)])
@@ -281,7 +296,7 @@ def test_session_pagination(flask_app: Flask) -> None:
         assert client.get(f"/users?{nonsense}").status_code == 404
 
 
-def test_manual_transaction_control(flask_app: Flask) -> None:
+def test_manual_transaction_control(flask_app: Flask, run_block: Run) -> None:
     """A flush gives the id before the commit; after an error nothing is left."""
     app, db = flask_app, SQLAlchemy(flask_app)
 
@@ -289,46 +304,23 @@ def test_manual_transaction_control(flask_app: Flask) -> None:
         id = db.Column(db.Integer, primary_key=True)
         username = db.Column(db.String(50), unique=True)
 
-    def add() -> int:
-        with app.app_context():
-            try:
-                user = User(username="john")
-                db.session.add(user)
-                # Explicit flush to get ID without committing
-                db.session.flush()
-                user_id = user.id
-                # More operations...
-                db.session.commit()
-            except Exception:
-                db.session.rollback()
-                raise
-        return user_id
-
     with app.app_context():
         db.create_all()
-    assert add() == 1
+    assert run_block(app=app, db=db, User=User)["user_id"] == 1
     with pytest.raises(IntegrityError):
-        add()
+        run_block(app=app, db=db, User=User)
     with app.app_context():
         assert db.session.scalar(db.select(db.func.count()).select_from(User)) == 1
 
 
-def test_session_configuration(tmp_path: Path) -> None:
+def test_session_configuration(tmp_path: Path, run_block: Run) -> None:
     """Options of the session, and its class, are given to the extension."""
     app = make_app(tmp_path)
 
     class CustomSession(Session):
         pass
 
-    # Custom session options during extension initialization
-    db = SQLAlchemy(
-        app,
-        session_options={
-            "class_": CustomSession,  # Use custom session class
-            "expire_on_commit": False,  # Don't expire objects after commit
-            "autoflush": False,  # Manual flush control
-        },
-    )
+    db = run_block(SQLAlchemy=SQLAlchemy, app=app, CustomSession=CustomSession)["db"]
 
     with app.app_context():
         session = db.session()
