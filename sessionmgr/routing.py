@@ -7,7 +7,16 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Join, MetaData, Select, Table, event, inspect
+from sqlalchemy import (
+    CompoundSelect,
+    Join,
+    MetaData,
+    Select,
+    StatementLambdaElement,
+    Table,
+    event,
+    inspect,
+)
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import InvalidRequestError, NoInspectionAvailable
 from sqlalchemy.orm import Mapper, Session
@@ -142,6 +151,20 @@ def bind_key_of(table: Table) -> str | None:
 _Engines = dict["MetaData | str | None", "Engine"]
 
 
+def _telling(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Have a method tell ``get_bind`` of a union of mapped classes: SQLAlchemy's own does not."""
+    name = method.__name__
+
+    @functools.wraps(method)
+    def tell(self: RoutedSession, statement: Any, *args: Any, **options: Any) -> Any:
+        if isinstance(statement, (CompoundSelect, StatementLambdaElement)):
+            given = options.get("bind_arguments") or {}
+            options["bind_arguments"] = {"clause": statement, **given}
+        return getattr(super(RoutedSession, self), name)(statement, *args, **options)
+
+    return tell
+
+
 class RoutedSession(Session):
     """A session that picks the engine of each statement by the bind key of its tables.
 
@@ -173,17 +196,23 @@ class RoutedSession(Session):
         :raises NoSuchBindError: when there is none.
         """
 
-    def get(self, entity: Any, ident: Any, **options: Any) -> Any:
-        """Give the object with a primary key, as :meth:`sqlalchemy.orm.Session.get` does; sooner.
+    if not TYPE_CHECKING:  # for callers they have SQLAlchemy's types
 
-        :param entity: the class.
-        :param ident: the primary key.
-        :param options: those of SQLAlchemy's.
-        """
-        statement = select_by_key(self, entity, ident, options)
-        if statement is None:
-            return super().get(entity, ident, **options)
-        return self.execute(statement, {PARAMETER: ident}).unique().scalars().one_or_none()
+        def get(self, entity: Any, ident: Any, **options: Any) -> Any:
+            """Give the object with a primary key, as SQLAlchemy's :meth:`get` does; sooner.
+
+            :param entity: the class.
+            :param ident: the primary key.
+            :param options: those of SQLAlchemy's.
+            """
+            statement = select_by_key(self, entity, ident, options)
+            if statement is None:
+                return super().get(entity, ident, **options)
+            return self.execute(statement, {PARAMETER: ident}).unique().scalars().one_or_none()
+
+        execute = _telling(Session.execute)
+        scalar = _telling(Session.scalar)
+        scalars = _telling(Session.scalars)
 
     def get_bind(
         self,

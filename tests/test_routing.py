@@ -18,12 +18,13 @@ from sqlalchemy import (
     exists,
     func,
     insert,
+    lambda_stmt,
     select,
     text,
     union_all,
     update,
 )
-from sqlalchemy.exc import IntegrityError, InvalidRequestError
+from sqlalchemy.exc import IntegrityError, InvalidRequestError, OperationalError
 from sqlalchemy.orm import (
     Session,
     aliased,
@@ -35,7 +36,9 @@ from sessionmgr import (
     EngineOptionsError,
     NoSuchBindError,
     SessionManager,
+    paginate,
 )
+from sessionmgr.routing import RoutedSession, routed
 from tests.isolation_helpers import undone
 from tests.items import open_transactions
 from tests.routed_models import (
@@ -121,6 +124,10 @@ STATEMENTS = {
     "orm column": select(Person.name),
     "orm subquery": select(func.count()).select_from(select(Person).subquery()),
     "orm from": select(text("1")).select_from(Employee),
+    "orm union": select(Person).union(select(Person)),
+    "orm union of columns": union_all(select(Person.id), select(Person.id)).order_by("id"),
+    "lambda": lambda_stmt(lambda: select(Person)),
+    "lambda of a union": lambda_stmt(lambda: union_all(select(Person.id), select(Person.id))),
     "textual": select(Person).from_statement(text("SELECT * FROM person")),
 }
 
@@ -132,6 +139,25 @@ def test_statements_find_their_database(files: SessionManager, name: str) -> Non
         session.add(Person(name="Ann"))
         session.flush()
         session.execute(STATEMENTS[name])
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda session, statement: session.scalar(statement),
+        lambda session, statement: session.scalars(statement),
+        lambda session, statement: session.execute(statement=statement),
+        paginate,
+    ],
+    ids=["scalar", "scalars", "execute", "pages"],
+)
+def test_unions_find_their_database(files: SessionManager, read: Callable[..., object]) -> None:
+    """However they are read; what a statement says of its database comes first."""
+    both = union_all(select(Person.id), select(Person.id)).order_by("id")
+    with files.session() as session:
+        read(session, both)
+        with pytest.raises(OperationalError, match="no such table"):
+            session.execute(both, bind_arguments={"bind_key": "default"})
 
 
 def test_what_has_no_table_is_for_the_default(files: SessionManager) -> None:
@@ -151,6 +177,26 @@ def test_what_has_no_table_is_for_the_default(files: SessionManager) -> None:
         assert session.get_bind(Person, bind=default) is default
         session.execute(text("SELECT * FROM person"), bind_arguments={"bind_key": "users"})
         session.execute(text("SELECT 1"), bind_arguments={"bind": users})
+
+
+def test_classes_of_ones_own_keep_their_methods(files: SessionManager) -> None:
+    """What a class of sessions does with statements is done, wherever it stands among the bases."""
+    seen: list[str] = []
+
+    class Noting(Session):
+        def execute(self, statement: Any, *args: Any, **options: Any) -> Any:
+            seen.append(type(statement).__name__)
+            return super().execute(statement, *args, **options)
+
+    class Last(RoutedSession, Noting):
+        _find_engine = staticmethod(files._find_engine)
+
+    with Last() as session:
+        session.execute(STATEMENTS["orm union"])
+    with routed(Noting, files._find_engine)() as session:
+        session.execute(STATEMENTS["orm union"])
+        session.get(Person, 1)
+    assert seen == ["CompoundSelect", "CompoundSelect", "Select"]
 
 
 def test_explicit_bind_wins(files: SessionManager) -> None:

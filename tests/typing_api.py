@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, FastAPI
-from sqlalchemy import URL, Engine, MetaData, Select, make_url, select, union
+from sqlalchemy import URL, Engine, MetaData, ScalarResult, Select, make_url, select, union
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
@@ -374,6 +374,8 @@ def view(app: Flask, statement: Select[tuple[Line]]) -> None:
     """Use the extension in an application."""
     db.init_app(app)
     assert_type(db.session, scoped_session[FlaskSession])
+    assert_type(db.session().get(Order, 1), Order | None)
+    assert_type(db.session().scalars(select(Order)), ScalarResult[Order])
     assert_type(db.engine, Engine)
     assert_type(db.engines["logs"], Engine)
     assert_type(db.get_or_404(Line, 1, description="no such line"), Line)
