@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, overload
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, Any, overload
 from sqlalchemy import inspect
 
 from .keyset_compare import rows_after
-from .keyset_cursor import read_cursor, write_cursor
+from .keyset_cursor import damaged, read_cursor, write_cursor
 from .keyset_order import find_order
 from .page_statements import counting, entities_of, merges_rows, one_column
 from .paging import PER_PAGE, page_arguments
+from .transient import is_untranslatable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterator, Sequence
@@ -100,7 +102,9 @@ def paginate_keyset(
     reading = _Reading(select, after, size, _dialect_of(session, select))
     if iscoroutinefunction(session.execute):
         return _load(session, reading)
-    reading.take(session.execute(reading.statement))
+    with reading.sent():
+        result = session.execute(reading.statement)
+    reading.take(result)
     question = reading.question()
     return reading.page(bool(question is not None and session.scalar(question)))
 
@@ -113,7 +117,9 @@ def _dialect_of(session: Any, select: Any) -> str:
 
 
 async def _load(session: AsyncSession, reading: _Reading) -> KeysetPage:
-    reading.take(await session.execute(reading.statement))
+    with reading.sent():
+        result = await session.execute(reading.statement)
+    reading.take(result)
     question = reading.question()
     return reading.page(bool(question is not None and await session.scalar(question)))
 
@@ -135,11 +141,25 @@ class _Reading:
             *(key.fetched.label(f"keyset_{number}") for number, key in enumerate(self._keys))
         )
         self.statement = self._after(keyed, values).limit(per_page + 1)
+        self._continued = values is not None
         self._items: list[Any] = []
         self._values: Sequence[Sequence[Any]] = []
 
     def _after(self, select: Any, values: Sequence[Any] | None) -> Any:
         return select if values is None else select.where(rows_after(self._keys, values))
+
+    @contextmanager
+    def sent(self) -> Iterator[None]:
+        """Tell of a cursor's text that no row can have, around what sends the statement.
+
+        :raises PageNotFoundError: when the key's character set lacks it.
+        """
+        try:
+            yield
+        except Exception as error:
+            if self._continued and is_untranslatable(error):
+                raise damaged() from None
+            raise
 
     def take(self, result: Result[Any]) -> None:
         """Take the rows apart, into what is shown and its keys."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from .keyset_order import Key
 
-__all__ = ("read_cursor", "write_cursor")
+__all__ = ("damaged", "read_cursor", "write_cursor")
 
 LONGEST = 8192
 """Characters of a cursor that is read: longer ones are in no URL."""
@@ -68,7 +68,12 @@ def read_cursor(keys: Sequence[Key], cursor: object) -> list[Any]:
         return _read(keys, cursor)
     except (TypeError, ValueError, KeyError, ArithmeticError, RecursionError):
         pass  # a message may hold what a client has sent: that is left out
-    raise PageNotFoundError(
+    raise damaged()
+
+
+def damaged() -> PageNotFoundError:
+    """Make the error for a cursor that is not one of ours."""
+    return PageNotFoundError(
         "the cursor that was asked for is damaged, or of a select in another order: begin with"
         " after=None"
     )

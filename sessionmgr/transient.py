@@ -21,6 +21,7 @@ __all__ = (
     "is_lock_timeout",
     "is_lost",
     "is_transient",
+    "is_untranslatable",
     "note",
 )
 
@@ -75,6 +76,11 @@ _HOPELESS_TEXTS = re.compile(
     r"|unable to open database file|not a database",
     re.IGNORECASE,
 )
+
+# Text that another character set lacks. MariaDB says that the collations cannot be mixed, MySQL
+# that it cannot convert the text.
+_UNTRANSLATABLE_SQLSTATE = "22P05"
+_UNTRANSLATABLE_NUMBERS = frozenset((1267, 3988))
 
 
 def is_transient(error: BaseException) -> bool:
@@ -157,6 +163,14 @@ def is_creation_race(error: BaseException) -> bool:
         or number in _DUPLICATE_NUMBERS
         or (sqlstate is None and number is None and "already exists" in text)
     )
+
+
+def is_untranslatable(error: BaseException) -> bool:
+    """Tell whether a text cannot be written in the character set of a column or a database."""
+    if not isinstance(error, DBAPIError):
+        return isinstance(error, UnicodeEncodeError)  # psycopg writes it itself
+    sqlstate, number, _ = _facts(error.orig)
+    return sqlstate == _UNTRANSLATABLE_SQLSTATE or number in _UNTRANSLATABLE_NUMBERS
 
 
 def _facts(orig: BaseException | None) -> tuple[str | None, int | None, str]:

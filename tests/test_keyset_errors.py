@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import random
@@ -25,17 +26,23 @@ from sqlalchemy import (
     type_coerce,
     union,
 )
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.dialects import mysql
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column
 
 from sessionmgr import PageNotFoundError, PaginationError
 from sessionmgr.keyset import paginate_keyset
 from sessionmgr.keyset_cursor import _digest, write_cursor
 from sessionmgr.keyset_order import find_order
+from tests.servers import ASYNC_DRIVERS, DRIVERS
 from tests.shelves import Author, Book, filled_shelf
 from tests.test_keyset import COLUMNS, Thing, ThingBase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from sqlalchemy import URL
 
     from tests.servers import Database
 
@@ -200,6 +207,86 @@ def test_forged_cursors_of_all_types(make_database: Callable[..., Database], dri
                 cursor = base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
                 with suppress(PageNotFoundError):
                     paginate_keyset(session, statement, after=cursor)
+    engine.dispose()
+
+
+class LatinBase(DeclarativeBase):
+    """Base of a table in a character set of few letters."""
+
+
+class Word(LatinBase):
+    """A word of Western Europe."""
+
+    __tablename__ = "word"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str] = mapped_column(
+        String(20).with_variant(mysql.VARCHAR(20, charset="latin1"), "mysql", "mariadb")
+    )
+
+
+@pytest.fixture
+def latin_url(make_database: Callable[..., Database], driver: str) -> Iterator[URL]:
+    """Return the URL of a database whose words are in Latin-1."""
+    database = make_database(driver)
+    if not database.is_postgresql:
+        yield database.url
+        return
+    name = f"{database.name}_latin"
+    database.server.query(
+        f"CREATE DATABASE {name} OWNER {database.url.username} ENCODING 'LATIN1' LC_COLLATE 'C'"
+        " LC_CTYPE 'C' TEMPLATE template0"
+    )
+    try:
+        yield database.url.set(database=name)
+    finally:
+        database.server.drop_database(name)
+
+
+@pytest.mark.parametrize("driver", [*DRIVERS, *ASYNC_DRIVERS])
+def test_text_that_no_row_can_have(latin_url: URL) -> None:
+    """A forged text in letters that the key's character set lacks is not found; others are."""
+
+    def read(session: Session) -> None:
+        session.add_all([Word(text=text) for text in ("côte", "coté", "été")])
+        session.commit()
+        statement = select(Word.text).order_by(Word.text, Word.id)
+        keys = find_order(statement, session.get_bind().dialect.name)
+        assert paginate_keyset(session, statement, after=write_cursor(keys, ["dé", 1])).items
+        with pytest.raises(PageNotFoundError, match=r"^the cursor .* is damaged"):
+            paginate_keyset(session, statement, after=write_cursor(keys, ["日本", 1]))
+
+    async def read_async() -> None:
+        engine = create_async_engine(latin_url)
+        async with engine.begin() as connection:
+            await connection.run_sync(LatinBase.metadata.create_all)
+        async with AsyncSession(engine) as session:
+            await session.run_sync(read)
+            statement = select(Word.text).order_by(Word.text, Word.id)
+            keys = find_order(statement, engine.dialect.name)
+            await session.rollback()
+            with pytest.raises(PageNotFoundError, match=r"^the cursor .* is damaged"):
+                await paginate_keyset(session, statement, after=write_cursor(keys, ["日本", 1]))
+        await engine.dispose()
+
+    if latin_url.get_dialect().is_async:
+        asyncio.run(read_async())
+        return
+    engine = create_engine(latin_url)
+    LatinBase.metadata.create_all(engine)
+    with Session(engine) as session:
+        read(session)
+    engine.dispose()
+
+
+@pytest.mark.parametrize("driver", ["pymysql"])
+def test_texts_of_the_selects_own(latin_url: URL) -> None:
+    """A text in the select itself that the database cannot compare is the driver's error."""
+    engine = create_engine(latin_url)
+    LatinBase.metadata.create_all(engine)
+    statement = select(Word.text).where(Word.text > "日本").order_by(Word.text)
+    with Session(engine) as session, pytest.raises(DBAPIError, match="collations"):
+        paginate_keyset(session, statement)
     engine.dispose()
 
 
