@@ -12,6 +12,7 @@ from sqlalchemy import (
     Join,
     MetaData,
     Select,
+    Sequence,
     StatementLambdaElement,
     Table,
     event,
@@ -25,6 +26,7 @@ from sqlalchemy.schema import ExecutableDDLElement, SchemaItem
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.dml import UpdateBase
+from sqlalchemy.sql.functions import next_value
 from sqlalchemy.sql.selectable import AliasedReturnsRows
 
 from .binds import DEFAULT
@@ -48,7 +50,7 @@ def find_metadata(mapper: Any, clause: Any) -> MetaData | None:
 
     :param mapper: a mapper, a mapped class or an alias of one; or ``None``.
     :param clause: a table or a statement, looked at where the mapper has no table; or ``None``.
-    :return: ``None`` where there is no table, as with ``text()``.
+    :return: ``None`` where there is neither a table nor a sequence, as with ``text()``.
     :raises SpannedBindsError: when the class is mapped to tables of several bind keys.
     """
     if mapper is not None:
@@ -58,8 +60,21 @@ def find_metadata(mapper: Any, clause: Any) -> MetaData | None:
             metadata = _metadata_of_mapper(_mapper_of(mapper))
         if metadata is not None:
             return metadata
-    table = find_table(clause) if clause is not None else None
-    return None if table is None else table.metadata
+    if clause is None:
+        return None
+    table = find_table(clause)
+    return _metadata_of_sequence(clause) if table is None else table.metadata
+
+
+def _metadata_of_sequence(clause: Any) -> MetaData | None:
+    """Find the metadata of the first sequence of a statement, or of a part of one."""
+    if isinstance(clause, ExecutableDDLElement):
+        clause = getattr(clause, "element", clause)
+    for part in [clause] if isinstance(clause, SchemaItem) else visitors.iterate(clause):
+        sequence = part.sequence if isinstance(part, next_value) else part
+        if isinstance(sequence, Sequence) and sequence.metadata is not None:
+            return sequence.metadata
+    return None
 
 
 def _mapper_of(mapped: Any) -> Mapper[Any]:
@@ -169,9 +184,9 @@ class RoutedSession(Session):
     """A session that picks the engine of each statement by the bind key of its tables.
 
     The key is ``metadata.info["bind_key"]`` of the mapped class or the table that the statement is
-    about; without one it is ``"default"``. ``bind_arguments`` come first: ``{"bind": engine}``, or
-    ``{"bind_key": "logs"}``, which also serves text. So does an Engine or a Connection that the
-    session is bound to.
+    about, or of a sequence where there is no table; without one it is ``"default"``.
+    ``bind_arguments`` come first: ``{"bind": engine}``, or ``{"bind_key": "logs"}``, which also
+    serves text. So does an Engine or a Connection that the session is bound to.
 
     A commit commits on every database that the transaction used, one after another. When one of
     them fails, those before it are committed for good: with ``twophase=True`` each database first

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import (
+    DDL,
     Column,
+    Index,
     Integer,
     MetaData,
+    Sequence,
     Table,
     delete,
     event,
@@ -30,7 +33,7 @@ from sqlalchemy.orm import (
     aliased,
 )
 from sqlalchemy.orm.exc import UnmappedClassError
-from sqlalchemy.schema import CreateTable, DropTable
+from sqlalchemy.schema import CreateIndex, CreateSequence, CreateTable, DropTable
 
 from sessionmgr import (
     EngineOptionsError,
@@ -395,3 +398,40 @@ def test_schema_items_find_their_database(files: SessionManager, item: Callable)
     with files.session() as session:
         assert session.get_bind(clause=item(person)).url.database.endswith("users.db")
         assert session.get_bind(clause=item(orders)).url.database.endswith("default.db")
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda sequence: select(sequence.next_value()),
+        lambda sequence: select(select(sequence.next_value() + 1).subquery()),
+        lambda sequence: sequence,
+        CreateSequence,
+    ],
+    ids=["select", "subquery", "itself", "ddl"],
+)
+def test_sequences_find_their_database(files: SessionManager, ask: Callable) -> None:
+    """A statement without a table goes to the database of the metadata of its sequence."""
+    keyed = Sequence("keyed", metadata=MetaData(info={"bind_key": "users"}))
+    with files.session() as session:
+        assert session.get_bind(clause=ask(keyed)).url.database.endswith("users.db")
+        for other in (Sequence("no_metadata"), Sequence("no_key", metadata=MetaData())):
+            assert session.get_bind(clause=ask(other)).url.database.endswith("default.db")
+        for neither in (DDL("SELECT 1"), CreateIndex(Index("of_no_table")), text("SELECT 1")):
+            assert session.get_bind(clause=neither).url.database.endswith("default.db")
+
+
+@pytest.mark.parametrize(
+    "drivers", [("psycopg", "pymysql"), ("pymysql", "psycopg")], ids=["pg", "my"]
+)
+def test_sequences_of_a_database(
+    router: SessionManager, drivers: tuple[str, str], manager_class: ManagerClass
+) -> None:
+    """Numbers are taken from a sequence that only the database of its bind key has."""
+    del drivers, manager_class
+    numbers = Sequence("numbers", metadata=MetaData(info={"bind_key": "users"}))
+    with router.session() as session:
+        session.execute(CreateSequence(numbers), bind_arguments={"bind_key": "users"})
+        session.commit()
+        first = session.scalar(select(numbers.next_value()))
+        assert [first, session.scalar(numbers)] == [1, 2]
