@@ -320,14 +320,14 @@ class BaseManager(ABC, Generic[BindT, MakerT]):
         call = check_options(Layer("this call", kwargs)) if kwargs else None
 
         def make() -> EngineEntry[BindT, MakerT]:
-            self._check_bound(key)
-            given = (self._engine_options, key.options, call)
+            current = self._current(key)
+            given = (self._engine_options, current.options, call)
             layers = [layer for layer in given if layer is not None]
             requested = self._requested if len(layers) == 1 else request(layers)
             pooled = self._keeps_connections()
-            options = resolve(key, self._dialect(key), requested, layers, pooled=pooled)
+            options = resolve(current, self._dialect(current), requested, layers, pooled=pooled)
             callbacks = check_callbacks(self.engine_callback)
-            entry = self._watch_spans(self._make_engine(key, options, callbacks, pooled=pooled))
+            entry = self._watch_spans(self._make_engine(current, options, callbacks, pooled=pooled))
             if self._isolation is not None:
                 self._isolation.add(registry, entry)
             return entry
@@ -345,13 +345,14 @@ class BaseManager(ABC, Generic[BindT, MakerT]):
                 self._drop(registry, old, tables=True)
         return entry
 
-    def _check_bound(self, key: DatabaseKey) -> None:
-        """Raise where a bind key was removed since it was looked up.
+    def _current(self, key: DatabaseKey) -> DatabaseKey:
+        """Give what a bind key stands for when its engine is made: it may have been removed.
 
-        :raises NoSuchBindError: when it was; the engine would be nobody's.
+        :raises NoSuchBindError: when it was, since it was looked up; the engine would be nobody's.
         """
-        if key.bind_key is not None and not self._binds.is_current(key):
-            self._binds.resolve(key.bind_key)
+        if key.bind_key is None or self._binds.is_current(key):
+            return key
+        return self._binds.find(key.bind_key) or self._binds.resolve(key.bind_key)
 
     def _keeps_connections(self) -> bool:
         if exits.is_leaving():

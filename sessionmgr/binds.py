@@ -87,7 +87,7 @@ class Binds:
             raise
         if answer is None:
             raise self._unknown(bind_key, ", nor does the resolver know it")
-        return _read(bind_key, answer, "the resolver's answer for ")
+        return _read(bind_key, answer, "the resolver's answer for ", _Answer)
 
     def _unknown(self, bind_key: str, asked: str) -> NoSuchBindError:
         return NoSuchBindError(
@@ -137,22 +137,30 @@ class Binds:
         return bind_key if is_memory(key.url) else key.url
 
     def is_current(self, key: DatabaseKey) -> bool:
-        """Tell whether a bind key still stands for this database."""
+        """Tell whether a bind key still stands for this database, or for what a resolver said."""
         current = self._keys.get(key)
-        return current is key if current is not None else self.resolver is not None
+        return current is key if current is not None else isinstance(key, _Answer)
 
 
-def _read(key: object, bind: Any, whose: str = "") -> DatabaseKey:
+class _Answer(DatabaseKey):
+    """The identity of a database that the resolver knows."""
+
+    __slots__ = ()
+
+
+def _read(
+    key: object, bind: Any, whose: str = "", kind: type[DatabaseKey] = DatabaseKey
+) -> DatabaseKey:
     if not isinstance(key, str) or "://" in key:
         raise DatabaseURLError(f"binds: a bind key is a string without '://', not {show(key)}")
     origin = f"{whose}binds[{key!r}]"
     if not isinstance(bind, Mapping):
-        return DatabaseKey(_read_url(bind, origin), key, Layer(origin, {}))
+        return kind(_read_url(bind, origin), key, Layer(origin, {}))
     options = dict(bind)
     if "url" not in options:
         raise DatabaseURLError(f"{origin} has no 'url'; it has {list_names(options)}")
     url = _read_url(options.pop("url"), origin)
-    return DatabaseKey(url, key, check_options(Layer(origin, options)))
+    return kind(url, key, check_options(Layer(origin, options)))
 
 
 def _read_url(url: Any, origin: str) -> URL:

@@ -290,6 +290,25 @@ def test_removed_while_being_made(tmp_path: Path) -> None:
         assert manager.stats().databases == ()
 
 
+def test_moved_before_being_made(manager_class: ManagerClass, tmp_path: Path, sqlite: str) -> None:
+    """A key that is removed or added after it was looked up has the engine that it stands for."""
+    tenants = Tenants(f"{sqlite}:///{tmp_path}/{{}}.db")
+    other = f"{sqlite}:///{tmp_path}/other.db"
+    with manager_class(binds={"tenant1": other}, resolver=tenants) as manager:
+        key = manager._key("tenant1")
+        manager.remove_bind("tenant1")
+        engine = manager.get_engine(key)
+        assert engine.url.database == f"{tmp_path}/tenant1.db"
+        assert manager.get_engine("tenant1") is engine
+
+        key = manager._key("tenant2")
+        manager.add_bind("tenant2", other)
+        engine = manager.get_engine(key)
+        assert engine.url.database == f"{tmp_path}/other.db"
+        assert manager.get_engine("tenant2") is engine
+        assert tenants.asked == ["tenant1", "tenant2"]
+
+
 def test_scoped_sessions(tmp_path: Path) -> None:
     """One session for each scope, threads by default; a forked child begins with none."""
     binds = {"default": f"sqlite:///{tmp_path / 'one.db'}"}
