@@ -114,9 +114,18 @@ def test_aborted_transactions_stay_aborted(
                 connection.execute(text("SELECT * FROM no_such"))
             with pytest.raises(DBAPIError, match="transaction is aborted"):
                 connection.execute(select(Item.id))
+            with pytest.raises(DBAPIError, match="transaction is aborted"):
+                connection.begin_nested()
             add(manager, url, "another's")
             connection.commit()
             assert names(manager, url) == ["another's", *BEFORE]
+            nested = connection.begin_nested()
+            with pytest.raises(DBAPIError):
+                connection.execute(text("SELECT * FROM no_such"))
+            with pytest.raises(DBAPIError, match="transaction is aborted"):
+                connection.exec_driver_sql("RELEASE SAVEPOINT sa_savepoint_2")
+            nested.rollback()
+            assert connection.scalar(select(Item.name).where(Item.name == "before")) == "before"
 
 
 @pytest.mark.parametrize("driver", ONE_OF_EACH)
@@ -285,6 +294,33 @@ def test_statements_that_end_transactions_are_not_sent(
             raw.commit()
             raw.rollback()
             raw.close()
+            assert names(manager, url) == [*BEFORE, "kept"]
+        assert names(manager, url) == BEFORE
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "pymysql"])
+def test_isolation_levels_as_text(manager_class: ManagerClass, driver: str, url: str | URL) -> None:
+    """SET TRANSACTION is not sent: all is one transaction, which has begun."""
+    with make_manager(manager_class) as manager:
+        fill(manager, url)
+        with undone(manager), manager.session_factory(url) as session:
+            session.execute(text("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"))
+            assert item_names(session) == BEFORE
+
+
+@pytest.mark.parametrize("driver", ONE_OF_EACH)
+def test_detached_connections_are_undone(
+    manager_class: ManagerClass, driver: str, url: str | URL
+) -> None:
+    """A connection that is taken out of the pool rolls back its own, as all others."""
+    with make_manager(manager_class) as manager:
+        fill(manager, url)
+        with undone(manager):
+            add(manager, url, "kept")
+            with manager.get_engine(url).connect() as connection:
+                connection.detach()
+                connection.execute(insert(Item).values(name="undone", count=0))
+                connection.rollback()
             assert names(manager, url) == [*BEFORE, "kept"]
         assert names(manager, url) == BEFORE
 

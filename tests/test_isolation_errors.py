@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import create_engine, insert, text
+from sqlalchemy import create_engine, event, insert, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool
 
@@ -139,6 +140,45 @@ def test_lost_connections_are_told(
 
 
 @pytest.mark.parametrize("driver", ["psycopg"])
+def test_the_servers_own_words_are_kept(
+    driver: str, make_database: Callable[..., Database]
+) -> None:
+    """The error of a lost connection is the first one, not that of going on without it."""
+    database = make_database(driver)
+    with SessionManager(metadata=ItemBase.metadata, pooling="always") as manager:
+        fill(manager, database.url)
+        with isolated(manager), manager.session_factory(database.url) as session:
+            write(session, "lost")
+            kill_connection(session, database)
+            with pytest.raises(DBAPIError, match="terminating connection due to administrator"):
+                session.scalar(text("SELECT 1"))
+
+
+@pytest.mark.parametrize("driver", ["pymysql"])
+def test_a_connection_that_cannot_begin_is_given_back(
+    driver: str, make_database: Callable[..., Database]
+) -> None:
+    """When the isolation's transaction cannot begin, its connection is not kept checked out."""
+    database = make_database(driver)
+
+    def kill(connection: Any, *_: object) -> None:
+        database.server.kill(connection.thread_id())
+
+    with SessionManager(metadata=ItemBase.metadata, pooling="always") as manager:
+        fill(manager, database.url)
+        pool = manager.get_engine(database.url).pool
+        with isolated(manager):
+            event.listen(pool, "checkout", kill)
+            with pytest.raises(Exception, match=r"Lost connection|gone away|killed") as caught:
+                manager.get_engine(database.url).connect()
+            assert pool.checkedout() == 0
+            del caught
+            event.remove(pool, "checkout", kill)
+            add(manager, database.url, "inside")
+        assert names(manager, database.url) == BEFORE
+
+
+@pytest.mark.parametrize("driver", ["psycopg"])
 def test_a_server_that_is_away_at_the_end_is_no_error(
     manager_class: ManagerClass, driver: str, make_database: Callable[..., Database]
 ) -> None:
@@ -209,6 +249,56 @@ def test_nested_savepoints_of_two_sessions(filled: SessionManager, url: str | UR
                 first.rollback()
         one.commit()
         assert names(filled, url) == [*BEFORE, "one"]
+
+
+@pytest.mark.parametrize("driver", ONE_OF_EACH)
+def test_released_savepoints_are_rolled_back(filled: SessionManager, url: str | URL) -> None:
+    """What was done in savepoints that were released is the transaction's own to undo."""
+    with isolated(filled), filled.session_factory(url) as session:
+        for _ in range(2):
+            write(session, "undone")
+            with session.begin_nested(), session.begin_nested():
+                write(session, "nested")
+            session.rollback()
+            assert item_names(session) == BEFORE
+
+
+@pytest.mark.parametrize("driver", ONE_OF_EACH)
+def test_collected_sessions_that_overlap(filled: SessionManager, url: str | URL) -> None:
+    """What nobody has ended is undone before another commits, and nobody is told of it."""
+    with isolated(filled), filled.session_factory(url) as one:
+        write(one, "one")
+        two = filled.session_factory(url)
+        write(two, "two")
+        del two
+        gc.collect()
+        one.commit()
+        assert names(filled, url) == [*BEFORE, "one"]
+
+        three = filled.session_factory(url)
+        write(three, "three")
+        add(filled, url, "audit")
+        del three
+        gc.collect()
+        assert names(filled, url) == [*BEFORE, "one"]
+
+
+@pytest.mark.parametrize("driver", ["pymysql"])
+def test_savepoints_do_not_pile_up(filled: SessionManager, url: str | URL) -> None:
+    """The server has forgotten the savepoint of a transaction that has ended."""
+    counters = text(
+        "SELECT SUM(IF(variable_name = 'COM_SAVEPOINT', 1, -1) * variable_value)"
+        " FROM information_schema.session_status"
+        " WHERE variable_name IN ('COM_SAVEPOINT', 'COM_RELEASE_SAVEPOINT')"
+    )
+    with isolated(filled):
+        add(filled, url, "committed")
+        with filled.session_factory(url) as session:
+            write(session, "undone")
+            session.rollback()
+            assert session.scalar(counters) == 0
+            write(session, "open")
+            assert session.scalar(counters) == 1
 
 
 @pytest.mark.parametrize("driver", ["psycopg"])
