@@ -63,7 +63,7 @@ class IsolatedDatabase:
     def settle(self) -> None:
         """Begin anew in a forked child: the parent's connection, and all on it, is the parent's."""
         if self.home is not forking.process:
-            leave_alone((self._outer, self._proxies, self._turns))
+            leave_alone(self._outer)  # collected, one of a loop would be complained of
             self._begin_anew()
 
     def turn(self) -> AbstractContextManager[object]:

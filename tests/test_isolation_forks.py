@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import warnings
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,7 +13,14 @@ from celery import Celery
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from sessionmgr import ForkedSQLiteError, IsolationError, ResultStore, SessionManager
+from sessionmgr import (
+    AsyncSessionManager,
+    EventLoopError,
+    ForkedSQLiteError,
+    IsolationError,
+    ResultStore,
+    SessionManager,
+)
 from sessionmgr.isolation import isolated
 from tests.concurrency import in_child
 from tests.helpers import wait_until
@@ -107,6 +118,40 @@ def test_inherited_sessions_are_the_parents(
             session.commit()
             assert item_names(session) == [*BEFORE, "of the parent"]
         assert names(manager, url) == BEFORE
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "asyncmy"])
+def test_inherited_engines_of_a_loop(driver: str, make_database: Callable[..., Database]) -> None:
+    """A child that takes an engine of its parent's loop is told whose it is, and no more."""
+    url = make_database(driver).url
+    manager = AsyncSessionManager(metadata=ItemBase.metadata, pooling="always")
+    isolation = isolated(manager)
+    isolation.begin()
+    engine = None
+
+    async def use() -> None:
+        nonlocal engine
+        engine = engine or manager.get_engine(url)
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+
+    async def end() -> None:
+        await use()
+        await isolation.end_in_loop()
+        await manager.close()
+
+    def work() -> list[str]:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            with pytest.raises(EventLoopError):
+                asyncio.run(use())
+            gc.collect()
+            return [str(each.message) for each in told]
+
+    with closing(asyncio.new_event_loop()) as loop:
+        loop.run_until_complete(use())
+        assert in_child(work) == []
+        loop.run_until_complete(end())
 
 
 def test_children_are_kept_from_an_isolated_file(tmp_path: Path) -> None:
