@@ -309,6 +309,35 @@ def test_isolation_levels_as_text(manager_class: ManagerClass, driver: str, url:
 
 
 @pytest.mark.parametrize("driver", ONE_OF_EACH)
+def test_many_rows_at_once_are_undone(
+    manager_class: ManagerClass, driver: str, url: str | URL
+) -> None:
+    """A statement that the driver is given for many rows is rolled back as any other."""
+    statement = text("INSERT INTO item (name, count) VALUES (:name, 0)")
+    with make_manager(manager_class) as manager:
+        fill(manager, url)
+        with undone(manager), manager.get_engine(url).connect() as connection:
+            connection.execute(statement, [{"name": name} for name in "ab"])
+            connection.rollback()
+            assert names(manager, url) == BEFORE
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "pymysql"])
+def test_engines_of_one_database_know_their_server(
+    manager_class: ManagerClass, driver: str, url: str | URL
+) -> None:
+    """The second engine of a database takes the first one's connection, and asks the same."""
+    with make_manager(manager_class, binds={"one": url, "same": url}) as manager:
+        fill(manager, "one")
+        manager.dispose()
+        with undone(manager):
+            assert names(manager, "one") == names(manager, "same") == BEFORE
+            engines = [manager.get_engine(key) for key in ("one", "same")]
+            one, same = (engine.dialect.server_version_info for engine in engines)
+            assert one == same
+
+
+@pytest.mark.parametrize("driver", ONE_OF_EACH)
 def test_detached_connections_are_undone(
     manager_class: ManagerClass, driver: str, url: str | URL
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sqlalchemy import URL
-    from sqlalchemy.orm import Session
 
     from tests.async_facade import ManagerClass
     from tests.servers import Database
@@ -193,139 +191,29 @@ def test_a_server_that_is_away_at_the_end_is_no_error(
         assert names(manager, database.url) == BEFORE
 
 
-@pytest.mark.parametrize("driver", ONE_OF_EACH)
-def test_overlapping_sessions_nest(filled: SessionManager, url: str | URL) -> None:
-    """A session that begins to write later, and ends first, is independent of the other."""
-    with isolated(filled):
-        with filled.session_factory(url) as outer:
-            write(outer, "outer")
-            add(filled, url, "kept")
-            with filled.session_factory(url) as inner:
-                write(inner, "undone")
-            outer.commit()
-        assert names(filled, url) == [*BEFORE, "kept", "outer"]
-
-
-@pytest.mark.parametrize("driver", ONE_OF_EACH)
-def test_what_overlaps_otherwise_is_told(filled: SessionManager, url: str | URL) -> None:
-    """Where one connection cannot do what two would have done, who asks for it is told."""
-    with isolated(filled), filled.session_factory(url) as one, filled.session_factory(url) as two:
-        write(one, "one")
-        write(two, "two")
-        one.rollback()
-        with pytest.raises(IsolationError, match="was undone by the rollback of another"):
-            two.execute(text("SELECT 1"))
-        two.rollback()
-
-        write(one, "one")
-        write(two, "two")
-        one.commit()
-        with pytest.raises(IsolationError, match="cannot be rolled back any more"):
-            two.rollback()
-
-        write(one, "first")
-        add(filled, url, "audit")
-        with pytest.raises(IsolationError, match="has also undone what another session"):
-            one.rollback()
-
-        write(one, "third")
-        write(two, "fourth")
-        one.commit()
-        two.commit()
-        assert names(filled, url) == [*BEFORE, "fourth", "one", "third", "two"]
-
-
-@pytest.mark.parametrize("driver", ONE_OF_EACH)
-def test_nested_savepoints_of_two_sessions(filled: SessionManager, url: str | URL) -> None:
-    """Savepoints of the same name, in sessions that overlap, are each session's own."""
-    with isolated(filled), filled.session_factory(url) as one, filled.session_factory(url) as two:
-        write(one, "one")
-        with one.begin_nested() as first:
-            write(one, "undone")
-            with two.begin_nested():
-                write(two, "two")
-            two.commit()
-            with pytest.raises(IsolationError, match="has also undone"):
-                first.rollback()
-        one.commit()
-        assert names(filled, url) == [*BEFORE, "one"]
-
-
-@pytest.mark.parametrize("driver", ONE_OF_EACH)
-def test_released_savepoints_are_rolled_back(filled: SessionManager, url: str | URL) -> None:
-    """What was done in savepoints that were released is the transaction's own to undo."""
-    with isolated(filled), filled.session_factory(url) as session:
-        for _ in range(2):
-            write(session, "undone")
-            with session.begin_nested(), session.begin_nested():
-                write(session, "nested")
-            session.rollback()
-            assert item_names(session) == BEFORE
-
-
-@pytest.mark.parametrize("driver", ONE_OF_EACH)
-def test_collected_sessions_that_overlap(filled: SessionManager, url: str | URL) -> None:
-    """What nobody has ended is undone before another commits, and nobody is told of it."""
-    with isolated(filled), filled.session_factory(url) as one:
-        write(one, "one")
-        two = filled.session_factory(url)
-        write(two, "two")
-        del two
-        gc.collect()
-        one.commit()
-        assert names(filled, url) == [*BEFORE, "one"]
-
-        three = filled.session_factory(url)
-        write(three, "three")
-        add(filled, url, "audit")
-        del three
-        gc.collect()
-        assert names(filled, url) == [*BEFORE, "one"]
-
-
-@pytest.mark.parametrize("driver", ["pymysql"])
-def test_savepoints_do_not_pile_up(filled: SessionManager, url: str | URL) -> None:
-    """The server has forgotten the savepoint of a transaction that has ended."""
-    counters = text(
-        "SELECT SUM(IF(variable_name = 'COM_SAVEPOINT', 1, -1) * variable_value)"
-        " FROM information_schema.session_status"
-        " WHERE variable_name IN ('COM_SAVEPOINT', 'COM_RELEASE_SAVEPOINT')"
-    )
-    with isolated(filled):
-        add(filled, url, "committed")
-        with filled.session_factory(url) as session:
-            write(session, "undone")
-            session.rollback()
-            assert session.scalar(counters) == 0
-            write(session, "open")
-            assert session.scalar(counters) == 1
-
-
-@pytest.mark.parametrize("driver", ["psycopg"])
-def test_a_failure_spares_what_is_committed_before_its_rollback(
-    filled: SessionManager, url: str | URL
-) -> None:
-    """An error that is written down by another session, before the first is rolled back, stays."""
-
-    def fail(session: Session) -> None:
-        write(session, "undone")
-        try:
-            session.execute(text("SELECT no_such"))
-        except DBAPIError:
-            add(filled, url, "audit")
-            raise
-
-    with isolated(filled):
-        with pytest.raises(DBAPIError):
-            filled.run(url, fail)
-        assert names(filled, url) == ["audit", *BEFORE]
-
-
 @pytest.mark.parametrize("driver", ["file"])
-def test_a_transaction_that_sqlite_ends_is_told(filled: SessionManager, url: str) -> None:
+def test_a_commit_behind_a_transaction_is_told(filled: SessionManager, url: str) -> None:
+    """Once the SQLite driver has committed, whoever ends a transaction hears of it."""
+    isolation = isolated(filled)
+    isolation.begin()
+    with filled.session_factory(url) as session:
+        write(session, "kept")
+        session.connection().connection.driver_connection.commit()
+        with pytest.raises(IsolationError, match="its transaction had ended"):
+            session.commit()
+    isolation.end()
+    assert names(filled, url) == [*BEFORE, "kept"]
+
+
+@pytest.mark.parametrize("level", ["SERIALIZABLE", "AUTOCOMMIT"])
+@pytest.mark.parametrize("driver", ["file"])
+def test_a_transaction_that_sqlite_ends_is_told(
+    filled: SessionManager, url: str, level: str
+) -> None:
     """After OR ROLLBACK nothing is written any more: it would be committed."""
     with isolated(filled):
-        with filled.get_engine(url).connect() as connection:
+        with filled.get_engine(url).connect() as plain:
+            connection = plain.execution_options(isolation_level=level)
             again = text("INSERT OR ROLLBACK INTO item (name, count) VALUES ('before', 0)")
             with pytest.raises(DBAPIError):
                 connection.execute(again)
