@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from celery import Celery
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
 from sessionmgr import (
@@ -25,7 +25,7 @@ from sessionmgr.isolation import isolated
 from tests.concurrency import in_child
 from tests.helpers import wait_until
 from tests.isolation_helpers import BEFORE, add, fill, names, undone, write
-from tests.items import ItemBase, connection_id, item_names, open_transactions
+from tests.items import Item, ItemBase, connection_id, item_names, open_transactions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -152,6 +152,22 @@ def test_inherited_engines_of_a_loop(driver: str, make_database: Callable[..., D
         loop.run_until_complete(use())
         assert in_child(work) == []
         loop.run_until_complete(end())
+
+
+def test_a_child_ends_nothing_of_a_loop(make_database: Callable[..., Database]) -> None:
+    """A child of a running loop that leaves the block does not wait for its parent's loop."""
+    url = make_database("asyncpg").url
+
+    async def main() -> None:
+        manager = AsyncSessionManager(metadata=ItemBase.metadata, pooling="always")
+        async with manager, isolated(manager) as isolation:
+            async with manager.begin(url) as session:
+                session.add(Item(name="of the parent"))
+            assert in_child(lambda: isolation.end() is None)
+            async with manager.begin(url) as session:
+                assert (await session.scalars(select(Item.name))).all() == ["of the parent"]
+
+    asyncio.run(main())
 
 
 def test_children_are_kept_from_an_isolated_file(tmp_path: Path) -> None:
