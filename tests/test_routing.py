@@ -435,3 +435,15 @@ def test_sequences_of_a_database(
         session.commit()
         first = session.scalar(select(numbers.next_value()))
         assert [first, session.scalar(numbers)] == [1, 2]
+
+
+def test_engines_are_one_transactions(files: SessionManager, tmp_path: Path) -> None:
+    """The next transaction asks anew, also when its first connection was asked for by engine."""
+    with files.session() as session:
+        assert not [*session.scalars(select(Person)), *session.scalars(select(Order))]
+        default = session.get_bind(Order)
+        session.commit()
+        files.remove_bind("users")
+        files.add_bind("users", f"sqlite:///{tmp_path}/moved.db")
+        session.connection(bind_arguments={"bind": default})
+        assert session.get_bind(Person).url.database.endswith("moved.db")
