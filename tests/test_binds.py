@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import pickle
 import random
 import sys
@@ -10,7 +11,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import MetaData, make_url, select
+from sqlalchemy import MetaData, create_engine, make_url, select
 
 from sessionmgr import (
     AsyncSessionManager,
@@ -343,6 +344,33 @@ def test_scoped_sessions(tmp_path: Path) -> None:
         by_name.remove()
         with pytest.raises(EngineOptionsError, match="scope must be callable"):
             manager.scoped("request")
+
+
+def test_scoped_session_on_an_engine_of_ones_own(
+    tmp_path: Path, make_database: Callable[[str], Database]
+) -> None:
+    """A child that asks for its session does not end the transaction of its parent's.
+
+    That engine's connection is not severed: collected, the session would roll back on it.
+    """
+    engine = create_engine(make_database("psycopg").url)
+    ItemBase.metadata.create_all(engine)
+    binds = {"default": f"sqlite:///{tmp_path / 'one.db'}"}
+    with SessionManager(metadata=ItemBase.metadata, binds=binds) as manager:
+        scoped = manager.scoped(lambda: 1)
+        scoped(bind=engine).add(Item(name="row"))
+        scoped.flush()
+
+        def in_the_child() -> list[str]:
+            names = item_names(scoped())
+            gc.collect()
+            return names
+
+        assert in_child(in_the_child) == []
+        scoped.commit()
+        assert item_names(scoped()) == ["row"]
+        scoped.remove()
+    engine.dispose()
 
 
 def test_scoped_sessions_of_tasks(tmp_path: Path) -> None:
