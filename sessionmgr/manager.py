@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import URL, Engine, event
@@ -281,7 +282,8 @@ class SessionManager(BaseManager[Engine, sessionmaker[Session]]):
 
     def _make_routed(self) -> sessionmaker[Session]:
         plain = self._session_options.get("class_", Session)
-        return self._make_sessionmaker(class_=routed(plain, self._find_engine))
+        find_engine = partial(self._route, self._registry)
+        return self._make_sessionmaker(class_=routed(plain, find_engine))
 
     def _prepare_tables(
         self,

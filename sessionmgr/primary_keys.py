@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Select
 
-__all__ = ("PARAMETER", "select_by_key")
+__all__ = ("DEFAULTS", "PARAMETER", "select_by_key")
 
 #: The name of the primary key's parameter: SQLAlchemy's own.
 PARAMETER = "pk_1"
@@ -25,24 +25,21 @@ PARAMETER = "pk_1"
 _VALUES = frozenset((int, str, UUID))
 
 #: The options of ``Session.get()``: name -> default.
-_DEFAULTS: Mapping[str, Any] = Session.get.__kwdefaults__ or {}
+DEFAULTS: Mapping[str, Any] = Session.get.__kwdefaults__ or {}
 
 #: Where a select is kept: in the ``info`` of the class's manager, since it refers to the class.
 _INFO = "sessionmgr_select"
 
 
-def select_by_key(
-    session: Session, entity: Any, ident: object, options: Mapping[str, Any]
-) -> Select[Any] | None:
-    """Give the select that loads the object of a ``get()``, with the parameter :data:`PARAMETER`.
+def select_by_key(session: Session, entity: Any, ident: object) -> Select[Any] | None:
+    """Give the select for a ``get()`` without options, with the parameter :data:`PARAMETER`.
 
     :param entity: the class.
     :param ident: the primary key.
-    :param options: those of ``get()``; ``scoped_session`` names them all.
-    :return: ``None`` where SQLAlchemy has to see to it: the object may be in the session, there
-        are options, or the class is not mapped to one table with one column as its primary key.
+    :return: ``None`` where SQLAlchemy has to see to it: the object may be in the session, or the
+        class is not mapped to one table with one column as its primary key.
     """
-    if type(ident) not in _VALUES or (options and not _are_defaults(options)):
+    if type(ident) not in _VALUES:
         return None
     mapper = inspect(entity, raiseerr=False)
     # Classes that load others' columns along are left alone: another one may come any time.
@@ -55,14 +52,6 @@ def select_by_key(
         statement = kept[_INFO] = _make_select(mapper)
     present = mapper.identity_key_from_primary_key((ident,)) in session.identity_map
     return None if present else statement
-
-
-def _are_defaults(options: Mapping[str, Any]) -> bool:
-    """Tell whether options say nothing. ``with_for_update={}`` does, so does an unknown name."""
-    return all(
-        name in _DEFAULTS and (value is _DEFAULTS[name] or value == _DEFAULTS[name])
-        for name, value in options.items()
-    )
 
 
 def _make_select(mapper: Mapper[Any]) -> Select[Any] | None:

@@ -32,7 +32,7 @@ from sqlalchemy.sql.selectable import AliasedReturnsRows
 from .binds import DEFAULT
 from .errors import SpannedBindsError
 from .greenlets import in_greenlet
-from .primary_keys import PARAMETER, select_by_key
+from .primary_keys import DEFAULTS, PARAMETER, select_by_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -166,18 +166,13 @@ def bind_key_of(table: Table) -> str | None:
 _Engines = dict["MetaData | str | None", "Engine"]
 
 
-def _telling(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Have a method tell ``get_bind`` of a union of mapped classes: SQLAlchemy's own does not."""
-    name = method.__name__
+#: Statements of which SQLAlchemy tells ``get_bind`` nothing, where they are of mapped classes.
+_UNTOLD = (CompoundSelect, StatementLambdaElement)
 
-    @functools.wraps(method)
-    def tell(self: RoutedSession, statement: Any, *args: Any, **options: Any) -> Any:
-        if isinstance(statement, (CompoundSelect, StatementLambdaElement)):
-            given = options.get("bind_arguments") or {}
-            options["bind_arguments"] = {"clause": statement, **given}
-        return getattr(super(RoutedSession, self), name)(statement, *args, **options)
 
-    return tell
+def _tell(statement: Any, options: dict[str, Any]) -> None:
+    """Have ``get_bind`` told of a statement."""
+    options["bind_arguments"] = {"clause": statement, **(options.get("bind_arguments") or {})}
 
 
 class RoutedSession(Session):
@@ -220,14 +215,29 @@ class RoutedSession(Session):
             :param ident: the primary key.
             :param options: those of SQLAlchemy's.
             """
-            statement = select_by_key(self, entity, ident, options)
+            plain = options.items() <= DEFAULTS.items()  # scoped_session names them all
+            statement = select_by_key(self, entity, ident) if plain else None
             if statement is None:
                 return super().get(entity, ident, **options)
             return self.execute(statement, {PARAMETER: ident}).unique().scalars().one_or_none()
 
-        execute = _telling(Session.execute)
-        scalar = _telling(Session.scalar)
-        scalars = _telling(Session.scalars)
+        def execute(self, statement: Any, *args: Any, **options: Any) -> Any:
+            """Execute a statement, as SQLAlchemy does."""
+            if isinstance(statement, _UNTOLD):
+                _tell(statement, options)
+            return super().execute(statement, *args, **options)
+
+        def scalar(self, statement: Any, *args: Any, **options: Any) -> Any:
+            """Execute a statement and give one value, as SQLAlchemy does."""
+            if isinstance(statement, _UNTOLD):
+                _tell(statement, options)
+            return super().scalar(statement, *args, **options)
+
+        def scalars(self, statement: Any, *args: Any, **options: Any) -> Any:
+            """Execute a statement and give values, as SQLAlchemy does."""
+            if isinstance(statement, _UNTOLD):
+                _tell(statement, options)
+            return super().scalars(statement, *args, **options)
 
     def get_bind(
         self,
