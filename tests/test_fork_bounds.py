@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import threading
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from sqlalchemy import Engine, StaticPool, select
 from sessionmgr import ForkedSQLiteError, SessionManager, forking, sqlite_mutexes
 from tests.concurrency import in_child
 from tests.fork_helpers import held_elsewhere
+from tests.processes import call_in_child
 from tests.test_gate import thread_that
 
 if TYPE_CHECKING:
@@ -40,19 +42,36 @@ def inside_sqlite() -> Iterator[None]:
         library.sqlite3_mutex_leave(mutexes[0])
 
 
-def test_fork_while_a_thread_stays_inside_sqlite(caplog: pytest.LogCaptureFixture) -> None:
-    """A fork that could not have SQLite's mutexes says so, and leaves none entered."""
+def messages_of_two_forks() -> list[list[str]] | None:
+    """Fork while a thread is inside of SQLite, and once more; give what is logged at each."""
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    logging.getLogger().addHandler(handler)
+    forking.FORK_WAIT = 0.05
     sqlite3.connect(":memory:").close()
     if not sqlite_mutexes._static_mutexes()[1]:
-        pytest.skip("this sqlite3 module does not show its mutexes")
+        return None
     with held_elsewhere(inside_sqlite):
         assert in_child(lambda: forking.process.forked)
         assert not sqlite_mutexes._entered
-    [record] = caplog.records
-    assert "while other threads still use SQLite, after waiting" in record.getMessage()
-    caplog.clear()
+    messages = [record.getMessage() for record in records]
+    records.clear()
     assert in_child(lambda: forking.process.forked)
-    assert not caplog.records
+    return [messages, [record.getMessage() for record in records]]
+
+
+def test_fork_while_a_thread_stays_inside_sqlite() -> None:
+    """A fork that could not have SQLite's mutexes says so, and leaves none entered.
+
+    In a process of its own: to close another test's connection would take the mutex, too.
+    """
+    messages = call_in_child("multiprocessing-spawn", messages_of_two_forks)
+    if messages is None:
+        pytest.skip("this sqlite3 module does not show its mutexes")
+    [[message], none] = messages
+    assert "while other threads still use SQLite, after waiting" in message
+    assert none == []
 
 
 def refused(engine: Engine) -> bool:
