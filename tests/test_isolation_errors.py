@@ -18,7 +18,7 @@ from tests.isolation_helpers import BEFORE, add, fill, make_url, names, undone, 
 from tests.items import Item, ItemBase, connection_id, item_names, kill_connection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from sqlalchemy import URL
@@ -26,27 +26,13 @@ if TYPE_CHECKING:
     from tests.async_facade import ManagerClass
     from tests.servers import Database
 
+pytest_plugins = ["tests.isolation_fixtures"]
+
 ONE_OF_EACH = ["psycopg", "pymysql", "file"]
 
 
-@pytest.fixture
-def url(
-    driver: str, make_database: Callable[..., Database], tmp_path: Path, sqlite: str
-) -> str | URL:
-    """Return the URL of an empty database of the test's driver."""
-    return make_url(driver, make_database, tmp_path, sqlite)
-
-
-@pytest.fixture
-def filled(url: str | URL) -> Iterator[SessionManager]:
-    """Return a manager whose database of the test's driver has one item."""
-    with SessionManager(metadata=ItemBase.metadata, pooling="always") as manager:
-        fill(manager, url)
-        yield manager
-
-
 @pytest.mark.parametrize("driver", ["file"])
-def test_one_isolation_at_a_time(filled: SessionManager, url: str) -> None:
+def test_one_isolation_at_a_time(filled: SessionManager, blank_url: str) -> None:
     """A manager that is isolated is not isolated again; what is refused leaves no trace."""
     other = SessionManager()
     with isolated(filled):
@@ -54,15 +40,15 @@ def test_one_isolation_at_a_time(filled: SessionManager, url: str) -> None:
             pass
         with isolated(other):
             pass
-        add(filled, url, "inside")
-    assert names(filled, url) == BEFORE
+        add(filled, blank_url, "inside")
+    assert names(filled, blank_url) == BEFORE
 
 
 @pytest.mark.parametrize("driver", ["file"])
-def test_sessions_in_use_are_refused(filled: SessionManager, url: str) -> None:
+def test_sessions_in_use_are_refused(filled: SessionManager, blank_url: str) -> None:
     """A connection that is checked out before would commit for good: it is named."""
     with (
-        filled.begin(url),
+        filled.begin(blank_url),
         pytest.raises(IsolationError, match=r"file\.db: connections checked out: 1"),
     ):
         isolated(filled).begin()
@@ -93,12 +79,12 @@ def test_loops_take_async_with() -> None:
 
 @pytest.mark.parametrize("driver", ONE_OF_EACH)
 def test_what_could_not_be_undone_is_refused(
-    manager_class: ManagerClass, driver: str, url: str | URL
+    manager_class: ManagerClass, driver: str, blank_url: str | URL
 ) -> None:
     """Two phases, and DDL on MariaDB, raise; after a rollback it goes on."""
     with manager_class(metadata=ItemBase.metadata) as manager:
-        fill(manager, url)
-        engine = manager.get_engine(url)
+        fill(manager, blank_url)
+        engine = manager.get_engine(blank_url)
         with undone(manager):
             with engine.connect() as connection:
                 connection.execution_options(isolation_level="SERIALIZABLE")  # has no effect
@@ -113,8 +99,8 @@ def test_what_could_not_be_undone_is_refused(
                         connection.execute(text("CREATE TABLE other (a INT)"))
                 connection.rollback()
                 connection.execute(text("CREATE TEMPORARY TABLE other (a INT)"))
-            assert names(manager, url) == [*BEFORE, "inside"]
-        assert names(manager, url) == BEFORE
+            assert names(manager, blank_url) == [*BEFORE, "inside"]
+        assert names(manager, blank_url) == BEFORE
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "pymysql", "mysqlclient"])
@@ -192,61 +178,61 @@ def test_a_server_that_is_away_at_the_end_is_no_error(
 
 
 @pytest.mark.parametrize("driver", ["file"])
-def test_a_commit_behind_a_transaction_is_told(filled: SessionManager, url: str) -> None:
+def test_a_commit_behind_a_transaction_is_told(filled: SessionManager, blank_url: str) -> None:
     """Once the SQLite driver has committed, whoever ends a transaction hears of it."""
     isolation = isolated(filled)
     isolation.begin()
-    with filled.session_factory(url) as session:
+    with filled.session_factory(blank_url) as session:
         write(session, "kept")
         session.connection().connection.driver_connection.commit()
         with pytest.raises(IsolationError, match="its transaction had ended"):
             session.commit()
     isolation.end()
-    assert names(filled, url) == [*BEFORE, "kept"]
+    assert names(filled, blank_url) == [*BEFORE, "kept"]
 
 
 @pytest.mark.parametrize("level", ["SERIALIZABLE", "AUTOCOMMIT"])
 @pytest.mark.parametrize("driver", ["file"])
 def test_a_transaction_that_sqlite_ends_is_told(
-    filled: SessionManager, url: str, level: str
+    filled: SessionManager, blank_url: str, level: str
 ) -> None:
     """After OR ROLLBACK nothing is written any more: it would be committed."""
     with isolated(filled):
-        with filled.get_engine(url).connect() as plain:
+        with filled.get_engine(blank_url).connect() as plain:
             connection = plain.execution_options(isolation_level=level)
             again = text("INSERT OR ROLLBACK INTO item (name, count) VALUES ('before', 0)")
             with pytest.raises(DBAPIError):
                 connection.execute(again)
         with pytest.raises(IsolationError, match="has ended the transaction"):
-            names(filled, url)
-    assert names(filled, url) == BEFORE
+            names(filled, blank_url)
+    assert names(filled, blank_url) == BEFORE
 
 
 @pytest.mark.parametrize("driver", ["file"])
-def test_managers_may_be_closed_inside(filled: SessionManager, url: str) -> None:
+def test_managers_may_be_closed_inside(filled: SessionManager, blank_url: str) -> None:
     """A manager that is closed, or lets an engine go, while isolated leaves nothing open."""
-    engine = filled.get_engine(url)
+    engine = filled.get_engine(blank_url)
     with isolated(filled):
-        add(filled, url, "inside")
-        filled.invalidate(url)
-        assert names(filled, url) == [*BEFORE, "inside"]
+        add(filled, blank_url, "inside")
+        filled.invalidate(blank_url)
+        assert names(filled, blank_url) == [*BEFORE, "inside"]
         filled.close()
     assert engine.pool.checkedin() == 0
-    with create_engine(url, poolclass=NullPool).connect() as connection:
+    with create_engine(blank_url, poolclass=NullPool).connect() as connection:
         assert connection.scalars(text("SELECT name FROM item")).all() == BEFORE
 
 
 @pytest.mark.parametrize("driver", ["file"])
-def test_other_programs_wait_for_the_end(filled: SessionManager, url: str) -> None:
+def test_other_programs_wait_for_the_end(filled: SessionManager, blank_url: str) -> None:
     """What is not isolated does not see what is done inside, and is as free as ever afterwards."""
     with SessionManager(engine_options={"sqlite_busy_timeout": 0}) as other:
         with isolated(filled):
-            add(filled, url, "inside")
-            assert names(other, url) == BEFORE
+            add(filled, blank_url, "inside")
+            assert names(other, blank_url) == BEFORE
             with pytest.raises(OperationalError, match="locked"):
-                add(other, url, "too early")
-        add(other, url, "outside")
-        assert names(filled, url) == [*BEFORE, "outside"]
+                add(other, blank_url, "too early")
+        add(other, blank_url, "outside")
+        assert names(filled, blank_url) == [*BEFORE, "outside"]
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "asyncmy", "file"])
@@ -254,7 +240,7 @@ def test_a_loop_of_another_thread_rolls_back(
     driver: str, make_database: Callable[..., Database], tmp_path: Path
 ) -> None:
     """As with a server in a thread of the test's: its loop undoes what was done in it."""
-    url = make_url(driver, make_database, tmp_path, "sqlite+aiosqlite")
+    blank_url = make_url(driver, make_database, tmp_path, "sqlite+aiosqlite")
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -263,9 +249,9 @@ def test_a_loop_of_another_thread_rolls_back(
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result(30)
 
     async def write_item(manager: AsyncSessionManager, name: str) -> list[str]:
-        async with manager.begin(url) as session:
+        async with manager.begin(blank_url) as session:
             session.add(Item(name=name))
-        async with await manager.session_factory(url) as session:
+        async with await manager.session_factory(blank_url) as session:
             return await session.run_sync(item_names)
 
     try:
@@ -306,15 +292,15 @@ def test_cancelled_statements_are_told(driver: str, make_database: Callable[...,
 def test_commit_behind_its_back_is_told(tmp_path: Path) -> None:
     """What the SQLite driver itself has committed is not undone: the end of the block says so."""
     with SessionManager(metadata=ItemBase.metadata, pooling="always") as manager:
-        url = f"sqlite:///{tmp_path / 'file.db'}"
-        fill(manager, url)
+        blank_url = f"sqlite:///{tmp_path / 'file.db'}"
+        fill(manager, blank_url)
         with (
             pytest.raises(IsolationError, match=r"still be there.*executescript\(\)"),
             isolated(manager),
-            manager.get_engine(url).connect() as connection,
+            manager.get_engine(blank_url).connect() as connection,
         ):
             connection.connection.cursor().executescript("UPDATE item SET name = 'stays'")
-        assert names(manager, url) == ["stays"]  # and the manager goes on
+        assert names(manager, blank_url) == ["stays"]  # and the manager goes on
 
 
 @pytest.mark.parametrize("driver", ["pymysql", "mysqlclient"])
